@@ -1,0 +1,133 @@
+"""The process tree's state machine: parents that grow, get forked from, and are pruned when the tree is over its budget."""
+
+from __future__ import annotations
+
+from math import inf
+
+from nubes.functions.events import GrowNode, NodeReady, PruneNode, StartInstance
+from nubes.functions.seams import ColdStart, NodeView, Plan
+from nubes.functions.state import Function, Instance
+from nubes.kernel.message import Command
+
+MAX_FAILURES = 3
+
+
+class Tree:
+    """Turns the cold-start policy's plans into commands. `budget_bytes` bounds what all parents may hold."""
+
+    def __init__(self, policy: ColdStart, budget_bytes: float = inf) -> None:
+        self.policy = policy
+        self.budget_bytes = budget_bytes
+        self.nodes: dict[str, dict[int, NodeView]] = {}  # environment -> its parents
+        self.where: dict[int, NodeView] = {}
+        self.waiting: dict[int, list[Instance]] = {}  # starts that wait for a parent to be ready
+        self.failures: dict[str, int] = {}  # function -> parents lost in a row while it waited
+        self.ids = 0
+
+    def start(self, instance: Instance, now: float, out: list[Command]) -> None:
+        """Emits what starts `instance`, at once or when the parent it waits for is ready."""
+        f = instance.function
+        environment = f.spec.environment
+        if self.failures.get(f.name, 0) >= MAX_FAILURES:  # no parent can be had: a fresh interpreter still can
+            out.append(StartInstance(instance.id, f.name, f.variant, 0))
+            return
+        nodes = self.nodes.get(environment, {})
+        plan = self.policy.plan(f, nodes, now)
+        target = self._grow(plan, f, now, out)
+        if not plan.wait or target == plan.source:
+            self._fork(instance, plan.source, now, out)
+        elif self.where[target].ready:
+            self._fork(instance, target, now, out)
+        else:
+            self.waiting.setdefault(target, []).append(instance)
+
+    def prepare(self, f: Function, now: float, out: list[Command]) -> None:
+        """Grows what the policy wants for `f` before its first call."""
+        if self.policy.eager:
+            self._grow(self.policy.plan(f, self.nodes.get(f.spec.environment, {}), now), f, now, out)
+
+    def _grow(self, plan: Plan, f: Function, now: float, out: list[Command]) -> int:
+        parent = plan.source
+        environment = f.spec.environment
+        nodes = self.nodes.setdefault(environment, {})
+        for grow in plan.grow:
+            above = nodes.get(parent)
+            imports = frozenset(grow.imports) | (above.imports if above else frozenset())
+            same = (n.id for n in nodes.values() if n.parent == parent and n.imports == imports and n.function == grow.function)
+            existing = next(same, 0)
+            if existing:
+                parent = existing
+                continue
+            self.ids += 1
+            node = NodeView(self.ids, parent, environment, imports, grow.function, now)
+            nodes[node.id] = self.where[node.id] = node
+            if above:
+                above.children += 1
+            out.append(GrowNode(node.id, parent, environment, tuple(sorted(grow.imports)), grow.function))
+            parent = node.id
+        return parent
+
+    def _fork(self, instance: Instance, source: int, now: float, out: list[Command]) -> None:
+        node = self.where.get(source)
+        if node:
+            node.forks += 1
+            node.last_used_s = now
+        instance.node = source
+        f = instance.function
+        out.append(StartInstance(instance.id, f.name, f.variant, source))
+
+    def ready(self, event: NodeReady, now: float, out: list[Command]) -> None:
+        node = self.where.get(event.node)
+        if node is None:
+            return
+        node.ready = True
+        node.grow_s = event.seconds
+        node.memory_bytes = event.memory_bytes
+        for instance in self.waiting.pop(node.id, []):
+            self.failures.pop(instance.function.name, None)
+            if not instance.stopping:
+                self._fork(instance, node.id, now, out)
+        self._trim(now, out)
+
+    def lost(self, id: int, now: float, out: list[Command]) -> None:
+        """A parent died: its children in the tree go too, and who waited for it plans anew."""
+        node = self.where.pop(id, None)
+        if node is None:
+            return
+        nodes = self.nodes[node.environment]
+        del nodes[id]
+        if node.parent in nodes:
+            nodes[node.parent].children -= 1
+        for child in [n.id for n in nodes.values() if n.parent == id]:
+            out.append(PruneNode(child, "its parent was lost"))
+            self.lost(child, now, out)
+        for instance in self.waiting.pop(id, []):
+            name = instance.function.name
+            self.failures[name] = self.failures.get(name, 0) + 1
+            if not instance.stopping:
+                self.start(instance, now, out)
+
+    def drop(self, function: str, now: float, out: list[Command]) -> None:
+        """Prunes what was grown for one function alone."""
+        for node in [n for n in self.where.values() if n.function == function]:
+            out.append(PruneNode(node.id, "its function was replaced"))
+            self.lost(node.id, now, out)
+        self.failures.pop(function, None)
+
+    def clear(self) -> None:
+        self.nodes.clear()
+        self.where.clear()
+        self.waiting.clear()
+        self.failures.clear()
+
+    def _trim(self, now: float, out: list[Command]) -> None:
+        used = sum(node.memory_bytes for node in self.where.values())
+        while used > self.budget_bytes:
+            leaves = [n for n in self.where.values() if n.ready and not n.children and n.id not in self.waiting]
+            ranked = [(self.policy.worth(n, now), n.id) for n in leaves]
+            worth, victim = min(ranked, default=(inf, 0))
+            if worth == inf:
+                return
+            used -= self.where[victim].memory_bytes
+            out.append(PruneNode(victim, "the tree is over its budget"))
+            self.lost(victim, now, out)

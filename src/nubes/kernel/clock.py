@@ -1,0 +1,30 @@
+"""Time, as drivers read it. Controllers and policies are only ever told."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    def __call__(self) -> float: ...
+
+
+class WallClock:
+    """Epoch seconds that never go back: not when the system clock is set, not across a restart (`floor`)."""
+
+    def __init__(self, floor: float = 0.0) -> None:
+        self._offset = max(time.time(), floor) - time.monotonic()
+
+    def __call__(self) -> float:
+        return time.monotonic() + self._offset
+
+
+class VirtualClock:
+    """Time that a simulation moves forward by hand."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
