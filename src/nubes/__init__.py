@@ -1,1 +1,45 @@
-"""nubes."""
+"""nubes: a cloud for ML and data work that you run yourself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "nubes.app": (
+        "App Cls Cron Function FunctionCall Period asgi_app batched concurrent enter exit fastapi_endpoint method parameter web_endpoint"
+    ),
+    "nubes.functions.spec": "Retries",
+    "nubes.images": "Image",
+    "nubes.storage": "Dict Queue Secret Volume",
+    "nubes.kernel.errors": (
+        "CallCancelled CallFailed CallTimeout InstanceDied NotFound NubesError Overloaded RemoteError Unavailable UsageError"
+    ),
+}
+_NAMES = {name: module for module, names in _WHERE.items() for name in names.split()}
+
+__all__ = [*sorted(_NAMES), "__version__"]
+
+if TYPE_CHECKING:
+    from nubes.app import (
+        App, Cls, Cron, Function, FunctionCall, Period, asgi_app, batched, concurrent, enter, exit, fastapi_endpoint,
+        method, parameter, web_endpoint,
+    )  # fmt: skip
+    from nubes.functions.spec import Retries
+    from nubes.images import Image
+    from nubes.kernel.errors import (
+        CallCancelled, CallFailed, CallTimeout, InstanceDied, NotFound, NubesError, Overloaded, RemoteError, Unavailable, UsageError,
+    )  # fmt: skip
+    from nubes.storage import Dict, Queue, Secret, Volume
+
+
+def __getattr__(name: str) -> Any:
+    """Names are loaded when they are used, so that an instance pays only for what its function asks for."""
+    if name in _NAMES:
+        import importlib
+
+        value = getattr(importlib.import_module(_NAMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'nubes' has no attribute {name!r}")

@@ -119,16 +119,19 @@ class Functions:
         self._arrived(f, call, now)
 
     def _known(self, event: e.Submitted, now: float) -> bool:
-        """Whether a call of the same idempotency key is under way or answered; this one then gets the same answer."""
+        """Whether a call of the same idempotency key is under way or answered; this one then gets the same answer.
+
+        A durable call needs no answer of its own: its caller is told the id of the first one.
+        """
         first = self.keys.get((event.function + event.variant, event.key), -1)
-        if first in self.calls:
-            self.calls[first].also.append(event.call)
-            return True
-        result = self.results.get(first)
-        if result is not None:
+        call, result = self.calls.get(first), self.results.get(first)
+        if event.keep:
+            return result is not None or (call is not None and call.keep)
+        if call is not None:
+            call.also.append(event.call)
+        elif result is not None:
             self._out.append(e.Resolve(event.call, result.status, result.reason, result.output))
-            return True
-        return False
+        return call is not None or result is not None
 
     def _arrived(self, f: Function, call: Call, now: float) -> None:
         f.keep_alive.arrived(f, now)

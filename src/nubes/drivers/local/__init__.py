@@ -1,0 +1,1 @@
+"""The local driver: processes on this machine do what controllers command."""

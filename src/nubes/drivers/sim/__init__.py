@@ -1,0 +1,5 @@
+"""The driver in virtual time."""
+
+from nubes.drivers.sim.driver import simulate
+
+__all__ = ["simulate"]

@@ -20,4 +20,4 @@ class FixedWindow(KeepAlive):
 
 @policy("no-unload")
 class NoUnload(KeepAlive):
-    """Stay loaded for good: the fewest cold starts there can be, at the highest price."""
+    """Stay loaded for good: fewest cold starts, highest price. Short memory evicts as `lru` does."""

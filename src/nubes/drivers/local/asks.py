@@ -1,0 +1,124 @@
+"""What clients may ask of the control plane besides calls. Each function here answers the question of its name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from nubes.drivers.local.sessions import Session, ask, specs_from
+from nubes.functions import events as e
+from nubes.kernel.errors import NotFound
+from nubes.kernel.policy import make
+
+
+async def _safe(session: Session) -> None:
+    """Returns once everything said so far is on disk."""
+    future: asyncio.Future[None] = session.plane.loop.create_future()
+    session.plane.when_safe(lambda: future.done() or future.set_result(None))
+    await future
+
+
+@ask
+async def deploy(session: Session, args: dict[str, Any]) -> dict[str, Any]:
+    specs = specs_from(args["functions"])
+    ephemeral = bool(args.get("ephemeral"))
+    version = session.plane.deploy(args["app"], specs, ephemeral)
+    if ephemeral:
+        session.apps.add(args["app"])
+    else:
+        await _safe(session)
+    return {"app": args["app"], "version": version, "functions": [spec.name for spec in specs]}
+
+
+@ask
+async def stop_app(session: Session, args: dict[str, Any]) -> dict[str, Any]:
+    if args["app"] not in session.plane.controller.apps:
+        known = ", ".join(session.plane.controller.apps) or "none"
+        raise NotFound(f"No app {args['app']!r} is deployed.", f"Deployed are: {known}.")
+    session.plane.feed(e.Removed(args["app"]))
+    session.apps.discard(args["app"])
+    await _safe(session)
+    return {"app": args["app"]}
+
+
+@ask
+async def set_policy(session: Session, args: dict[str, Any]) -> dict[str, Any]:
+    make(args["seam"], args["policy"])  # says so if there is none
+    session.plane.feed(e.PolicySet(args["seam"], args["policy"], args.get("function", "")))
+    await _safe(session)
+    return {"seam": args["seam"], "policy": args["policy"]}
+
+
+@ask
+async def functions(session: Session, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The functions of an app, or of all, as a client needs them to call them."""
+    controller = session.plane.controller
+    return [
+        {"name": s.name, "kind": s.kind, "methods": list(s.methods), "generator": s.generator, "web": s.web is not None}
+        for s in controller.specs.values()
+        if args.get("app") in (None, s.name.partition("/")[0])
+    ]
+
+
+@ask
+async def status(session: Session, args: dict[str, Any]) -> dict[str, Any]:
+    """Everything `nubes ps` shows."""
+    plane = session.plane
+    controller = plane.controller
+    now = plane.clock()
+    return {
+        "pid": os.getpid(),
+        "folder": str(plane.folder),
+        "up_s": now - plane.started_s,
+        "cpu": controller.cpu,
+        "cpu_used": round(controller.cpu_used, 3),
+        "memory_bytes": controller.memory_bytes,
+        "memory_used_bytes": controller.memory_used,
+        "limits": plane.limits.kind,
+        "policies": {
+            "keep-alive": controller.keep_alives[""].text,
+            "queueing": controller.queueing.text,
+            "cold-start": controller.tree.policy.text,
+        },
+        "records": plane.log.count,
+        "findings": plane.log.findings,
+        "full": plane.full,
+        "apps": {name: {"version": v, "functions": list(f), "ephemeral": eph} for name, (v, f, eph) in controller.apps.items()},
+        "functions": [
+            {
+                "name": f.name, "busy": f.busy, "idle": f.idle, "starting": f.starting, "queued": f.queued, "calls": f.arrivals,
+                "exec_s": f.exec_s, "cold_start_s": f.cold_start_s, "keep_alive": f.keep_alive.text,
+            }
+            for f in controller.functions.values()
+        ],
+        "instances": [
+            {
+                "id": i.id, "function": i.function.name, "pid": plane.processes.instances[i.id].pid if i.id in plane.processes.instances else 0,
+                "state": "starting" if not i.ready else "busy" if i.load else "idle",
+                "load": i.load, "uses": i.uses, "age_s": now - i.started_s, "node": i.node, "calls": list(i.calls),
+            }
+            for i in controller.instances.values()
+        ],
+        "parents": [
+            {
+                "id": n.id, "parent": n.parent, "environment": n.environment, "imports": sorted(n.imports), "function": n.function,
+                "ready": n.ready, "forks": n.forks, "memory_bytes": n.memory_bytes, "grow_s": n.grow_s,
+                "pid": plane.processes.parents[n.id].pid if n.id in plane.processes.parents else 0,
+            }
+            for n in controller.tree.where.values()
+        ],
+        "calls": [
+            {
+                "id": c.id, "function": c.asked, "state": "PENDING" if c.instance <= 0 else "RUNNING",
+                "age_s": now - c.arrived_s, "attempt": c.attempt, "durable": c.keep,
+            }
+            for c in list(controller.calls.values())[: int(args.get("limit", 1000))]
+        ],
+    }  # fmt: skip
+
+
+@ask
+async def shutdown(session: Session, args: dict[str, Any]) -> dict[str, Any]:
+    session.plane.loop.call_later(0.05, session.stop.set)
+    return {"pid": os.getpid()}

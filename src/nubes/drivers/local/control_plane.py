@@ -1,0 +1,391 @@
+"""The control plane on this machine: log, controller, processes and clients on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from nubes.drivers.local import wire
+from nubes.drivers.local.limits import Limits
+from nubes.drivers.local.processes import Processes
+from nubes.functions import events as e
+from nubes.functions.controller import Functions
+from nubes.functions.spec import FunctionSpec
+from nubes.kernel.clock import WallClock
+from nubes.kernel.errors import NubesError, Unavailable, UsageError
+from nubes.kernel.log import Log
+from nubes.kernel.message import Codec, Event
+from nubes.kernel.policy import SEAMS, load
+
+WRITE_S = 0.05  # how long a record that nobody waits for may stay in memory
+SNAPSHOT_RECORDS = 200_000  # how many records between snapshots
+
+
+class Sink(Protocol):
+    """Whoever waits for a call."""
+
+    def result(self, call: int, status: str, reason: str, output: bytes, released: bool = False) -> None: ...
+    def item(self, call: int, output: bytes) -> None: ...
+    def printed(self, call: int, function: str, stream: str, text: str) -> None: ...
+
+
+class ControlPlane:
+    """One data folder's control plane. `start` recovers and begins; `close` ends every process and lets go of the folder."""
+
+    def __init__(self, folder: Path, policies: dict[str, str] | None = None, cpu: float = 0, memory_bytes: int = 0) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.log = Log(folder / "log")
+        for name in ("objects", "output", "secrets", "volumes", "environments"):
+            (folder / name).mkdir(exist_ok=True, mode=0o700)
+        self.shared = Path("/dev/shm" if os.path.isdir("/dev/shm") else folder) / f"nubes-{os.getuid()}-{self.log_id}"
+        shutil.rmtree(self.shared, ignore_errors=True)
+        self.shared.mkdir(mode=0o700)
+        self.policies = policies or {}
+        self.cpu = cpu or float(len(os.sched_getaffinity(0)))
+        self.memory_bytes = memory_bytes or int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.8)
+        self.codec = Codec(e.EVENTS)
+        self.controller: Functions
+        self.clock = WallClock()
+        self.now = 0.0
+        self.inputs: dict[int, bytes] = {}  # of calls that are not kept in the log
+        self.outputs: dict[int, bytes] = {}
+        self.released: set[int] = set()  # calls whose arguments in shared memory nobody reads any more
+        self.sinks: dict[int, Sink] = {}
+        self.watchers: dict[int, list[Sink]] = {}  # who fetches a durable call
+        self.prints: Callable[[int, str, str, str], None] = lambda *_: None
+        self.running: dict[int, str] = {}  # instance -> function, for labels
+        self.started_s = 0.0
+        self.full = ""  # why nothing can be written, while nothing can
+        self._unsynced: list[Callable[[], None]] = []
+        self._syncing = False
+        self._write_later = False
+        self._snapshot_at = 0
+
+    @property
+    def log_id(self) -> str:
+        return hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:12]
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        load()
+        fresh = self._recover()
+        self.limits = Limits(f"nubes-{self.log_id}")
+        self.processes = Processes(
+            loop, self.folder, self.shared, self.controller.specs, self.feed, self._instance_frame,
+            self.python, self.settings, self.limits, lambda: self.controller.tree.policy.prime,
+        )  # fmt: skip
+        self._do: dict[type[Any], Callable[[Any], None]] = {
+            e.StartInstance: self.processes.start,
+            e.StopInstance: self.processes.stop,
+            e.Dispatch: self._dispatch,
+            e.Interrupt: self.processes.interrupt,
+            e.Resolve: self._resolve,
+            e.SetTimer: self._set_timer,
+            e.GrowNode: self.processes.grow,
+            e.PruneNode: self.processes.prune,
+        }
+        self.started_s = self.clock()
+        if not fresh:
+            self.feed(e.Restarted())
+        self.feed(e.CapacitySet(self.cpu, self.memory_bytes))
+        for seam, info in SEAMS.items():
+            text = self.policies.get(seam) or (info.default if fresh else "")
+            if text:
+                self.feed(e.PolicySet(seam, text))
+
+    def _recover(self) -> bool:
+        """Folds the log; True if there was nothing in it."""
+        if self.log.snapshot is not None:
+            self.controller = pickle.loads(self.log.snapshot)
+        else:
+            self.controller = Functions()
+        last = 0.0
+        for record in self.log.records():
+            last, event = self.codec.decode(record)
+            self.controller.handle(event, last)
+        self.clock = WallClock(last)
+        self.now = last
+        self._snapshot_at = self.log.count
+        return self.log.count == 0
+
+    def close(self) -> None:
+        self.processes.close()
+        self._snapshot()
+        self.log.close()
+        shutil.rmtree(self.shared, ignore_errors=True)
+
+    # -- the one way in ------------------------------------------------------------------------------------------
+
+    def feed(self, event: Event, at: float = 0.0) -> None:
+        """Takes an event: time, log, controller, commands. `at`: not before this time."""
+        now = max(self.clock(), at, self.now)
+        self.now = now
+        self.log.append(self.codec.encode(now, event))
+        if not self._write_later:
+            self._write_later = True
+            self.loop.call_later(WRITE_S, self._write)
+        do = self._do
+        for command in self.controller.handle(event, now):
+            do[type(command)](command)
+
+    def when_safe(self, then: Callable[[], None]) -> None:
+        """Calls `then` once everything fed so far would survive a power cut. Many share one flush."""
+        self._unsynced.append(then)
+        if not self._syncing:
+            self._syncing = True
+            self.loop.call_soon(self._begin_sync)
+
+    def _write(self) -> None:
+        self._write_later = False
+        try:
+            self.log.write()
+            self.full = ""
+        except OSError as error:
+            self._cannot_write(error)
+        if self.log.count - self._snapshot_at > SNAPSHOT_RECORDS:
+            self._snapshot()
+
+    def _cannot_write(self, error: OSError) -> None:
+        if not self.full:
+            self.full = f"The log in {self.folder} cannot be written: {error.strerror}."
+            print(f"nubes: {self.full} Free some space; nothing accepted is lost.", file=sys.stderr, flush=True)
+        if not self._write_later:
+            self._write_later = True
+            self.loop.call_later(1.0, self._write)
+
+    def _begin_sync(self) -> None:
+        waiting, self._unsynced = self._unsynced, []
+        try:
+            self.log.write()
+            self.full = ""
+        except OSError as error:
+            self._cannot_write(error)
+            self._unsynced = waiting
+            self.loop.call_later(0.2, self._begin_sync)
+            return
+        future = self.loop.run_in_executor(None, self.log.sync)
+        future.add_done_callback(lambda done: self._synced(done, waiting))
+
+    def _synced(self, done: asyncio.Future[None], waiting: list[Callable[[], None]]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            self._unsynced = waiting + self._unsynced
+        else:
+            for then in waiting:
+                then()
+        if self._unsynced:
+            self.loop.call_soon(self._begin_sync)
+        else:
+            self._syncing = False
+
+    def _snapshot(self) -> None:
+        try:
+            self.log.save_snapshot(pickle.dumps(self.controller, 5))
+            self._snapshot_at = self.log.count
+        except OSError as error:
+            self._cannot_write(error)
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+
+    def submit(self, event: e.Submitted, data: bytes, sink: Sink | None) -> None:
+        """A call from outside; `sink` gets what becomes of it. Raises `Unavailable` if it cannot be kept as asked."""
+        if event.keep and self.full:
+            raise Unavailable(self.full, "Free some space; the call was not accepted.")
+        if sink is not None:
+            self.sinks[event.call] = sink
+        if not event.keep:
+            self.inputs[event.call] = data
+        self.feed(event)
+
+    def _dispatch(self, command: e.Dispatch) -> None:
+        inputs = list(command.inputs)
+        keep = bool(inputs)
+        if not inputs or not all(inputs):
+            inputs = [self.inputs.get(call) or (inputs[i] if inputs else b"") for i, call in enumerate(command.calls)]
+        self.processes.dispatch(command.instance, command.calls, command.method, command.hop, keep, inputs)
+
+    def _instance_frame(self, instance: int, frame: list[Any]) -> None:
+        kind = frame[0]
+        if kind == wire.DONE:
+            _, id, ok, took, output, pushed, released = frame
+            if released and self.inputs.get(id, b"")[:1] == b"S":
+                self.released.add(id)
+            call = self.controller.calls.get(id)
+            if call is not None and not call.keep:
+                if ok and call.route:
+                    self.inputs[id] = output  # the next step's input
+                else:
+                    self.outputs[id] = output
+                self.feed(e.Finished(id, instance, ok, took, b"", pushed))
+            else:
+                self.feed(e.Finished(id, instance, ok, took, output if call is not None else b"", pushed, call is not None))
+        elif kind == wire.YIELDED:
+            sink = self.sinks.get(frame[1])
+            if sink is not None:
+                sink.item(frame[1], frame[2])
+        elif kind == wire.PRINTED:
+            self._printed(instance, frame[1], frame[2], frame[3])
+        elif kind == wire.READY:
+            self.feed(e.InstanceReady(instance, tuple(frame[1])))
+        elif kind == wire.BROKEN:
+            self.feed(e.InstanceLost(instance, "it failed to start", frame[1]))
+
+    def _printed(self, instance: int, call: int, stream: str, text: str) -> None:
+        process = self.processes.instances.get(instance)
+        function = process.function if process else "?"
+        self.prints(call, function, stream, text)
+        sink = self.sinks.get(call)
+        if sink is not None:
+            sink.printed(call, function, stream, text)
+
+    def _resolve(self, command: e.Resolve) -> None:
+        id = command.call
+        self.inputs.pop(id, None)
+        output = command.output or self.outputs.pop(id, b"")
+        released = id in self.released
+        self.released.discard(id)
+        sink = self.sinks.pop(id, None)
+        watchers = self.watchers.pop(id, ())
+        if id in self.controller.results:
+            told = [*([sink] if sink else []), *watchers]
+            if told:
+                self.when_safe(lambda: _tell(told, command, output))
+        elif sink is not None:
+            sink.result(id, command.status, command.reason, output, released)
+
+    def watch(self, call: int, sink: Sink) -> bool:
+        """Tells `sink` the answer of a durable call, now or later. False if there is no such call."""
+        result = self.controller.results.get(call)
+        if result is not None:
+            self.when_safe(lambda: sink.result(call, result.status, result.reason, result.output))
+            return True
+        if call in self.controller.calls:
+            self.watchers.setdefault(call, []).append(sink)
+            return True
+        return False
+
+    def unwatch(self, call: int, sink: Sink) -> None:
+        watchers = self.watchers.get(call, [])
+        if sink in watchers:
+            watchers.remove(sink)
+
+    def _set_timer(self, command: e.SetTimer) -> None:
+        if command.at < 1e300:
+            self.loop.call_later(max(0.0, command.at - self.now), self.feed, e.TimerFired(command.key), command.at)
+
+    # -- functions -----------------------------------------------------------------------------------------------
+
+    def deploy(self, app: str, specs: tuple[FunctionSpec, ...], ephemeral: bool) -> int:
+        """Puts an app's functions in place and returns its version."""
+        if self.full:
+            raise Unavailable(self.full, "Free some space; nothing was deployed.")
+        for spec in specs:
+            if not spec.name.startswith(f"{app}/"):
+                raise UsageError(f"Function {spec.name!r} is not of app {app!r}.")
+            if spec.environment:
+                self.python(spec.environment)
+        version = self.controller.apps.get(app, (0, (), False))[0] + 1
+        self.feed(e.Deployed(app, version, specs, ephemeral))
+        return version
+
+    def python(self, environment: str) -> str:
+        """The interpreter of an environment."""
+        if not environment:
+            return sys.executable
+        path = self.folder / "environments" / environment / "bin" / "python"
+        if not path.exists():
+            raise Unavailable(f"Environment {environment} has not been built.", "Deploy the app again.")
+        return str(path)
+
+    def settings(self, spec: FunctionSpec) -> dict[str, Any]:
+        """What an instance of `spec` finds around it: variables, secrets, volumes."""
+        env = {
+            "NUBES_SOCKET": str(self.folder / "socket"),
+            "NUBES_APP": spec.name.partition("/")[0],
+            "NUBES_FUNCTION": spec.name,
+        }
+        for secret in spec.secrets:
+            path = self.folder / "secrets" / f"{secret}.json"
+            if path.exists():
+                env.update(json.loads(path.read_text()))
+        volumes = {}
+        for where, name in spec.volumes.items():
+            source = self.folder / "volumes" / name
+            source.mkdir(exist_ok=True)
+            volumes[where] = str(source)
+        return {"env": env, "volumes": volumes}
+
+
+def _tell(sinks: list[Sink], command: e.Resolve, output: bytes) -> None:
+    for sink in sinks:
+        sink.result(command.call, command.status, command.reason, output)
+
+
+def run(folder: Path, policies: dict[str, str], *, cpu: float = 0, memory_bytes: int = 0, watch_fd: int = -1,
+        ready_fd: int = -1, also: Callable[[ControlPlane], Any] | None = None) -> None:  # fmt: skip
+    """Serves until told to stop by SIGTERM or SIGINT, or, embedded, until `watch_fd` closes. `also` starts beside it."""
+    try:
+        import uvloop
+
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    except ImportError:  # not on every platform
+        runner = asyncio.Runner()
+    with runner:
+        runner.run(_serve(folder, policies, cpu, memory_bytes, watch_fd, ready_fd, also))
+
+
+async def _serve(folder: Path, policies: dict[str, str], cpu: float, memory_bytes: int, watch_fd: int, ready_fd: int,
+                 also: Callable[[ControlPlane], Any] | None) -> None:  # fmt: skip
+    from nubes.drivers.local.sessions import listen
+
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    plane = ControlPlane(folder, policies, cpu, memory_bytes)
+    plane.start(loop)
+    listener = listen(plane, stop)
+    for finding in plane.log.findings:
+        print(f"nubes: {finding}", file=sys.stderr, flush=True)
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    if watch_fd >= 0:
+        loop.add_reader(watch_fd, stop.set)
+    companion = also(plane) if also is not None else None
+    if companion is not None:
+        companion = await companion
+    if ready_fd >= 0:
+        os.write(ready_fd, b"1")
+        os.close(ready_fd)
+    try:
+        await stop.wait()
+    finally:
+        if companion is not None:
+            await companion.close()
+        listener.close()
+        (folder / "socket").unlink(missing_ok=True)
+        plane.close()
+
+
+def main() -> None:
+    """`python -m nubes.drivers.local.control_plane FOLDER WATCH_FD READY_FD [SEAM=POLICY ...]`: an embedded control plane."""
+    folder, watch_fd, ready_fd = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    policies = dict(pair.split("=", 1) for pair in sys.argv[4:])
+    try:
+        run(folder, policies, watch_fd=watch_fd, ready_fd=ready_fd)
+    except NubesError as error:
+        print(str(error), file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

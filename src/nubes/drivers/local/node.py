@@ -1,0 +1,167 @@
+"""A parent in the process tree: imports once, then forks instances and further parents on request.
+
+Run as `python -m nubes.drivers.local.node` for the root of a tree; other parents are forks of it. A parent runs no user call,
+starts no thread and, while parked, only waits on its control socket.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+import cloudpickle  # noqa: F401  (so that every fork has it)
+import msgspec
+
+from nubes.drivers.local import instance, limits, loading, payload, wire  # noqa: F401
+from nubes.functions.spec import FunctionSpec
+
+_F_SETSIG = 10
+_decode_spec = msgspec.msgpack.Decoder(FunctionSpec).decode
+
+
+class Parked(Exception):
+    """Leaves the parent's loop in a freshly forked child, with what the child is to do."""
+
+    def __init__(self, then: Any) -> None:
+        self.then = then
+
+
+def main() -> None:
+    """The root of a tree: `argv` holds the descriptor numbers of its control socket and of its lifeline."""
+    control, lifeline = int(sys.argv[1]), int(sys.argv[2])
+    os.setpgid(0, 0)
+    tie_to(lifeline)
+    grow(socket.socket(fileno=control), (), b"", prime=sys.argv[3] == "1")
+
+
+def tie_to(lifeline: int) -> None:
+    """Has the kernel kill this whole process group when the control plane, which holds the other end, is gone."""
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgid(0))
+    fcntl.fcntl(lifeline, _F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    os.set_inheritable(lifeline, True)
+
+
+def grow(control: socket.socket, imports: tuple[str, ...], spec: bytes, prime: bool) -> None:
+    """Loads what this parent is for, parks, and serves; returns only by becoming somebody else's child."""
+    while True:
+        started = time.monotonic()
+        try:
+            loading.import_packages(imports)
+            if spec:
+                instance.preload(_decode_spec(spec))
+            if prime:
+                instance.prime()
+            _check_threads()
+        except BaseException as error:
+            control.send(wire.body(wire.FAILED_TO_GROW, f"{type(error).__name__}: {error}"))
+            os._exit(1)
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        control.send(wire.body(wire.PARKED, time.monotonic() - started, _private_bytes()))
+        try:
+            _serve(control, spec)
+        except Parked as parked:
+            if parked.then is None:
+                os._exit(0)
+            control, imports, spec, prime = parked.then
+
+
+def _check_threads() -> None:
+    if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1 and not _only_blas_threads():
+        names = ", ".join(thread.name for thread in threading.enumerate()[1:]) or "a native library's"
+        raise RuntimeError(f"threads are running ({names}), which a fork would not survive")
+
+
+def _only_blas_threads() -> bool:
+    """OpenBLAS and OpenMP stop their pools at a fork and start them anew in the child; Python's threads cannot."""
+    return threading.active_count() == 1
+
+
+def _private_bytes() -> int:
+    total = 0
+    try:
+        with open("/proc/self/smaps_rollup") as file:
+            for line in file:
+                if line.startswith(("Private_Dirty:", "Private_Clean:")):
+                    total += int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return total
+
+
+def _serve(control: socket.socket, spec: bytes) -> None:
+    def reap(*_: Any) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            _send(control, wire.body(wire.EXITED, pid, os.waitstatus_to_exitcode(status)))
+
+    signal.signal(signal.SIGCHLD, reap)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        data, fds = wire.recv_with_fds(control)
+        if not data:
+            raise Parked(None)
+        frame = wire.unbody(data)
+        if frame[0] == wire.FORK:
+            _fork_instance(control, frame, fds, spec)
+        elif frame[0] == wire.GROW:
+            _fork_parent(control, frame, fds)
+
+
+def _fork_instance(control: socket.socket, frame: list[Any], fds: list[int], spec: bytes) -> None:
+    _, id, own_spec, setting = frame
+    pid = _fork()
+    if pid == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        control.close()
+        gc.enable()
+        instance.run(socket.socket(fileno=fds[0]), _decode_spec(own_spec or spec), setting)
+        os._exit(0)
+    os.close(fds[0])
+    _send(control, wire.body(wire.FORKED, id, pid))
+
+
+def _fork_parent(control: socket.socket, frame: list[Any], fds: list[int]) -> None:
+    _, imports, spec, prime = frame
+    pid = _fork()
+    if pid == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        control.close()
+        raise Parked((socket.socket(fileno=fds[0]), tuple(imports), spec, prime))
+    os.close(fds[0])
+    _send(control, wire.body(wire.FORKED, 0, pid))
+
+
+def _fork() -> int:
+    for attempt in range(5):
+        try:
+            return os.fork()
+        except BlockingIOError:  # the machine is out of processes for the moment
+            time.sleep(0.01 * 2**attempt)
+    return os.fork()
+
+
+def _send(control: socket.socket, data: bytes) -> None:
+    try:
+        control.send(data)
+    except OSError:
+        os._exit(0)  # nobody is left to serve
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Arguments and results as bytes. Large buffers (NumPy, Arrow, bytes) go through shared memory, copied once.
+
+A payload starts with a letter: `P` a pickle; `S` a pickle whose buffers lie in a segment, a file in /dev/shm or, for what must survive
+a crash, in the data folder. A reader maps the segment privately: its arrays are writable and nobody else sees the writes.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import mmap
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import msgspec
+
+INLINE_BYTES = 64 << 10  # buffers below this travel within the pickle
+_ALIGN = 64
+_names = itertools.count()
+
+
+class _Header(msgspec.Struct, array_like=True):
+    segment: str
+    spans: list[tuple[int, int]]
+    pickled: bytes
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Header).decode
+
+
+class Segments:
+    """Where a process puts its large buffers. With `durable`, segments are files that a crash does not take.
+
+    Segments that nobody reads any more come back through `recycle` and are used again: their pages are there already.
+    """
+
+    def __init__(self, folder: str, durable: bool = False, keep: bool = True, spare_bytes: int = 1 << 30) -> None:
+        self.folder = folder
+        self.durable = durable
+        self.keep = keep  # whether segments come back; if not, whoever reads one removes it
+        self._spare: list[tuple[int, str, mmap.mmap]] = []
+        self._used: dict[str, tuple[int, mmap.mmap]] = {}
+        self._spare_bytes = spare_bytes
+
+    def put(self, buffers: list[memoryview]) -> tuple[str, list[tuple[int, int]]]:
+        """Copies buffers into one segment and returns its path and the span of each."""
+        spans, size = [], 0
+        for buffer in buffers:
+            spans.append((size, buffer.nbytes))
+            size += -(-buffer.nbytes // _ALIGN) * _ALIGN
+        if self.durable:
+            return self._put_file(buffers, spans), spans
+        path, room, mapped = self._take(size)
+        for (start, length), buffer in zip(spans, buffers, strict=True):
+            mapped[start : start + length] = buffer
+        if self.keep:
+            self._used[path] = (room, mapped)
+        return path, spans
+
+    def _put_file(self, buffers: list[memoryview], spans: list[tuple[int, int]]) -> str:
+        path = f"{self.folder}/seg-{os.getpid()}-{next(_names)}-{os.urandom(4).hex()}"
+        with open(path, "wb", buffering=0) as file:
+            for (start, _), buffer in zip(spans, buffers, strict=True):
+                file.seek(start)
+                while buffer.nbytes:
+                    buffer = buffer[file.write(buffer) :]
+            os.fsync(file.fileno())
+        return path
+
+    def _take(self, size: int) -> tuple[str, int, mmap.mmap]:
+        fitting = [entry for entry in self._spare if size <= entry[0] <= 2 * size]
+        if fitting:
+            entry = min(fitting, key=lambda e: e[0])
+            self._spare.remove(entry)
+            return entry[1], entry[0], entry[2]
+        path = f"{self.folder}/seg-{os.getpid()}-{next(_names)}-{os.urandom(4).hex()}"
+        room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, room)  # a full /dev/shm is an error here, not a SIGBUS later
+            return path, room, mmap.mmap(fd, room)
+        except OSError:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+
+    def recycle(self, path: str) -> None:
+        """Nobody reads this segment any more."""
+        entry = self._used.pop(path, None)
+        if entry is None:
+            return
+        if sum(spare[0] for spare in self._spare) + entry[0] <= self._spare_bytes:
+            self._spare.append((entry[0], path, entry[1]))
+        else:
+            discard(path)
+
+    def forget(self, path: str) -> None:
+        """Somebody still reads this segment, or will: it is theirs now."""
+        self._used.pop(path, None)
+
+    def close(self) -> None:
+        for _, path, _ in self._spare:
+            discard(path)
+        for path in self._used:
+            discard(path)
+        self._spare.clear()
+        self._used.clear()
+
+
+def discard(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is bytes and len(obj) >= INLINE_BYTES:
+            return bytes, (pickle.PickleBuffer(obj),)
+        return NotImplemented
+
+
+class _CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is bytes and len(obj) >= INLINE_BYTES:
+            return bytes, (pickle.PickleBuffer(obj),)
+        return super().reducer_override(obj)
+
+
+def dumps(value: Any, segments: Segments | None, by_value: bool = False) -> bytes:
+    """`value` as a payload. `by_value` also ships functions and classes that the reader cannot import.
+
+    Raises what pickling raises (`pickle.PicklingError`, `TypeError`, `AttributeError`).
+    """
+    if not by_value:
+        small = _small(value)
+        if small is not None:
+            return small
+    out = io.BytesIO()
+    large: list[memoryview] = []
+
+    def keep_inline(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        if segments is None or raw.nbytes < INLINE_BYTES:
+            return True
+        large.append(raw)
+        return False
+
+    try:
+        if by_value:
+            raise pickle.PicklingError
+        _Pickler(out, 5, buffer_callback=keep_inline).dump(value)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        out = io.BytesIO()
+        large.clear()
+        _CloudPickler(out, 5, buffer_callback=keep_inline).dump(value)
+    if not large:
+        return b"P" + out.getvalue()
+    assert segments is not None
+    path, spans = segments.put(large)
+    return b"S" + _encode(_Header(path, spans, out.getvalue()))
+
+
+_SCALARS = (int, float, bool, type(None), str)
+
+
+def _small(value: Any) -> bytes | None:
+    """The short way for calls whose arguments are plain scalars."""
+    if isinstance(value, tuple) and len(value) == 2 and type(value[0]) is tuple and not value[1]:
+        if all(type(item) in _SCALARS for item in value[0]):
+            return b"P" + pickle.dumps(value, 5)
+    elif type(value) in _SCALARS:
+        return b"P" + pickle.dumps(value, 5)
+    return None
+
+
+def loads(payload: bytes) -> Any:
+    """The value of a payload."""
+    if payload[:1] == b"P":
+        return pickle.loads(memoryview(payload)[1:])
+    return load_mapped(payload)[0]
+
+
+def load_mapped(payload: bytes) -> tuple[Any, mmap.mmap | None]:
+    """The value, and the private mapping its buffers lie in (None if they do not)."""
+    if payload[:1] == b"P":
+        return pickle.loads(memoryview(payload)[1:]), None
+    header = _decode(memoryview(payload)[1:])
+    fd = os.open(header.segment, os.O_RDONLY)
+    try:
+        mapped = mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
+    finally:
+        os.close(fd)
+    view = memoryview(mapped)
+    buffers = [view[start : start + length] for start, length in header.spans]
+    view.release()
+    value = pickle.loads(header.pickled, buffers=buffers)
+    return value, mapped
+
+
+def segment_of(payload: bytes) -> str:
+    """The path of the segment a payload refers to; empty if none."""
+    return _decode(memoryview(payload)[1:]).segment if payload[:1] == b"S" else ""
+
+
+def clean(folder: Path, pid: int | None = None) -> None:
+    """Removes the segments of one process, or all."""
+    for path in folder.glob(f"seg-{pid if pid is not None else '*'}-*"):
+        discard(str(path))

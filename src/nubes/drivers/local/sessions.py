@@ -1,0 +1,170 @@
+"""Clients of the control plane: one session per connection on its Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from nubes.drivers.local import payload, wire
+from nubes.drivers.local.control_plane import ControlPlane
+from nubes.drivers.local.peer import Peer
+from nubes.functions import events as e
+from nubes.functions.events import FAILED
+from nubes.functions.spec import FunctionSpec
+from nubes.kernel.errors import NubesError, UsageError
+
+PROTOCOL = 1
+_owners = itertools.count(1)
+
+Ask = Callable[["Session", dict[str, Any]], Awaitable[Any]]
+ASKS: dict[str, Ask] = {}
+
+
+def ask(handler: Ask) -> Ask:
+    """Makes a coroutine of (session, arguments) an answer to the question of its name."""
+    ASKS[handler.__name__] = handler
+    return handler
+
+
+def listen(plane: ControlPlane, stop: asyncio.Event) -> socket.socket:
+    """Opens `<data folder>/socket` for clients."""
+    from nubes.drivers.local import asks  # noqa: F401  (fills ASKS)
+
+    path = str(plane.folder / "socket")
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        # Unix socket paths are limited to about 100 bytes: a long one is reached through a descriptor of its folder.
+        folder = os.open(plane.folder, os.O_RDONLY)
+        listener.bind(path if len(path) < 100 else f"/proc/self/fd/{folder}/socket")
+        os.close(folder)
+    except OSError as error:
+        raise UsageError(f"The socket {path} cannot be opened: {error.strerror}.", "Choose another folder with --data.") from None
+    os.chmod(path, 0o600)
+    listener.listen(512)
+    listener.setblocking(False)
+
+    def accept() -> None:
+        try:
+            connection, _ = listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        Session(plane, connection, stop)
+
+    plane.loop.add_reader(listener.fileno(), accept)
+    return listener
+
+
+class Session:
+    """One client: its calls, and what it waits for."""
+
+    def __init__(self, plane: ControlPlane, sock: socket.socket, stop: asyncio.Event) -> None:
+        self.plane = plane
+        self.stop = stop
+        self.owner = next(_owners)
+        self.pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        self.calls: set[int] = set()
+        self.watched: set[int] = set()
+        self.apps: set[str] = set()  # ephemeral ones, which go with it
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.follows: Callable[[], None] | None = None
+        self.peer = Peer(plane.loop, sock, self._frame, self._gone)
+
+    # -- the Sink that calls report to ---------------------------------------------------------------------------
+
+    def result(self, call: int, status: str, reason: str, output: bytes, released: bool = False) -> None:
+        self.calls.discard(call)
+        self.watched.discard(call)
+        if self.peer.closed and output[:1] == b"S":
+            payload.discard(payload.segment_of(output))
+        self.peer.send(wire.pack(wire.RESULT, call, status, reason, output, released))
+
+    def item(self, call: int, output: bytes) -> None:
+        self.peer.send(wire.pack(wire.YIELD, call, output))
+
+    def printed(self, call: int, function: str, stream: str, text: str) -> None:
+        self.peer.send(wire.pack(wire.LOG, call, function, stream, text))
+
+    # -- frames --------------------------------------------------------------------------------------------------
+
+    def _frame(self, frame: list[Any]) -> None:
+        kind = frame[0]
+        if kind == wire.CALL:
+            self._call(*frame[1:])
+        elif kind == wire.FETCH:
+            self._fetch(frame[1], frame[2])
+        elif kind == wire.UNFETCH:
+            self.watched.discard(frame[1])
+            self.plane.unwatch(frame[1], self)
+        elif kind == wire.CANCEL:
+            self.plane.feed(e.Cancelled(frame[1], frame[2]))
+        elif kind == wire.ASK:
+            task = self.plane.loop.create_task(self._ask(frame[1], frame[2], frame[3]))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+        elif kind == wire.HELLO:
+            self.peer.send(wire.pack(wire.WELCOME, PROTOCOL, str(self.plane.shared), str(self.plane.folder), os.getpid()))
+
+    def _call(self, call: int, function: str, method: str, variant: str, keep: bool, key: str, route: list[str], data: bytes) -> None:
+        kept = data if keep else b""
+        event = e.Submitted(call, function, keep, method, variant, tuple(route), key, kept, 0 if keep else self.owner)
+        try:
+            if keep:
+                self.plane.submit(event, data, self)
+                if self.plane.sinks.pop(call, None) is not None:  # else it was refused, and the client has been told
+                    actual = self.plane.controller.keys.get((function + variant, key), call) if key else call
+                    self.plane.when_safe(lambda: self.peer.send(wire.pack(wire.ACCEPTED, call, actual)))
+            else:
+                self.calls.add(call)
+                self.plane.submit(event, data, self)
+        except NubesError as error:
+            self.result(call, FAILED, str(error), b"")
+
+    def _fetch(self, call: int, wait: bool) -> None:
+        controller = self.plane.controller
+        if not wait and call in controller.calls and call not in controller.results:
+            self.peer.send(wire.pack(wire.PENDING, call))
+        elif self.plane.watch(call, self):
+            self.watched.add(call)
+        else:
+            reason = "No call of this id is known: its answer was forgotten, or it never was."
+            self.peer.send(wire.pack(wire.RESULT, call, FAILED, reason, b"", False))
+
+    async def _ask(self, number: int, name: str, arguments: dict[str, Any]) -> None:
+        try:
+            handler = ASKS.get(name)
+            if handler is None:
+                raise UsageError(f"This control plane does not know {name!r}.", "Use the same version of nubes on both sides.")
+            answer, failed = await handler(self, arguments), ""
+        except NubesError as error:
+            answer, failed = [error.message, error.hint], type(error).__name__
+        except Exception as error:
+            answer, failed = [f"{type(error).__name__}: {error}", ""], "NubesError"
+        self.peer.send(wire.pack(wire.ANSWER, number, failed, answer))
+
+    def _gone(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        for call in self.watched:
+            self.plane.unwatch(call, self)
+        if self.calls or self.apps:
+            self.plane.feed(e.ClientGone(self.owner, tuple(sorted(self.apps))))
+        payload.clean(self.plane.shared, self.pid)
+
+
+def specs_from(raw: list[bytes]) -> tuple[FunctionSpec, ...]:
+    """Function specs as they come over the wire. Raises `UsageError` on what is none."""
+    try:
+        return tuple(msgspec.msgpack.decode(one, type=FunctionSpec) for one in raw)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"A function's declaration cannot be read: {error}.", "Use the same version of nubes on both sides.") from None

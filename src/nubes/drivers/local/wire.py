@@ -1,0 +1,115 @@
+"""Frames between the control plane, its clients and its instances: a length, then a MessagePack array.
+
+The first element of a frame is its kind, one of the numbers below.
+"""
+
+from __future__ import annotations
+
+import array
+import socket
+import struct
+from typing import Any
+
+import msgspec
+
+_LENGTH = struct.Struct("<I")
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+_CHUNK = 1 << 18
+
+# client -> control plane
+HELLO, CALL, FETCH, UNFETCH, CANCEL, ASK, READING = range(7)
+# control plane -> client
+WELCOME, RESULT, ACCEPTED, YIELD, LOG, ANSWER, PENDING = range(10, 17)
+# control plane -> instance
+RUN, STOP, INTERRUPT = range(20, 23)
+# instance -> control plane
+READY, BROKEN, DONE, YIELDED, PRINTED = range(30, 35)
+# control plane -> parent in the process tree (one datagram each, with file descriptors)
+FORK, GROW = range(40, 42)
+# parent -> control plane
+FORKED, PARKED, EXITED, FAILED_TO_GROW = range(50, 54)
+
+
+def pack(*frame: Any) -> bytes:
+    """A frame as bytes, ready to be sent."""
+    body = _encode(frame)
+    return _LENGTH.pack(len(body)) + body
+
+
+def body(*frame: Any) -> bytes:
+    """A frame without its length, for datagrams."""
+    return _encode(frame)
+
+
+def unbody(data: bytes) -> list[Any]:
+    frame: list[Any] = _decode(data)
+    return frame
+
+
+class Splitter:
+    """Cuts a byte stream into frames."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[list[Any]]:
+        """The frames that are whole by now."""
+        if self._rest:
+            data = self._rest + data
+        frames: list[list[Any]] = []
+        start, size = 0, len(data)
+        view = memoryview(data)
+        while size - start >= 4:
+            end = start + 4 + _LENGTH.unpack_from(data, start)[0]
+            if end > size:
+                break
+            frames.append(_decode(view[start + 4 : end]))
+            start = end
+        self._rest = data[start:] if start else data
+        return frames
+
+
+class Stream:
+    """Blocking frames over a connected socket. Raises `ConnectionError` when the other side is gone."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._splitter = Splitter()
+        self._frames: list[list[Any]] = []
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def recv(self) -> list[Any]:
+        """The next frame; `TimeoutError` if the socket has a timeout and it passed."""
+        while not self._frames:
+            data = self.sock.recv(_CHUNK)
+            if not data:
+                raise ConnectionError("the other side closed the connection")
+            self._frames = self._splitter.feed(data)
+            self._frames.reverse()
+        return self._frames.pop()
+
+    def waiting(self) -> bool:
+        """Whether a frame can be taken without reading from the socket."""
+        return bool(self._frames)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def send_with_fds(sock: socket.socket, data: bytes, fds: list[int]) -> None:
+    """One datagram with file descriptors."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([data], ancillary)
+
+
+def recv_with_fds(sock: socket.socket, most: int = 4) -> tuple[bytes, list[int]]:
+    """The next datagram and its descriptors; empty bytes when the other side is gone."""
+    data, ancillary, _, _ = sock.recvmsg(1 << 20, socket.CMSG_SPACE(4 * most), socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, list(fds)

@@ -1,0 +1,134 @@
+"""What holds between any two events of the functions controller, recomputed from scratch.
+
+For tests and for simulations that inject faults: `check` after every event, on whatever a driver did to the controller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nubes.functions.controller import RETRIES, WAITS, Functions
+from nubes.functions.state import Call, Function, Instance
+
+
+def check(controller: Functions) -> list[str]:
+    """One sentence for each thing that should hold and does not; empty if all is well."""
+    return [*_instances(controller), *_calls(controller), *_machine(controller), *_progress(controller), *_tree(controller)]
+
+
+def excess(controller: Functions) -> tuple[float, float]:
+    """CPU and memory bytes in use beyond capacity: more than 0 only after capacity shrank or live instances grew."""
+    cpu, memory = controller.cpu_used - controller.cpu, controller.memory_used - controller.memory_bytes
+    return max(0.0, cpu), max(0.0, memory)
+
+
+def waiting(f: Function) -> list[Call]:
+    """The queue of `f`, whichever form it has."""
+    return [entry[2] if isinstance(entry, tuple) else entry for entry in f.waiting]
+
+
+def _instances(c: Functions) -> Iterator[str]:
+    everywhere = {id: i for f in c.functions.values() for id, i in f.instances.items()}
+    if everywhere != c.instances:
+        yield f"instances: the controller knows {sorted(c.instances)}, its functions {sorted(everywhere)}"
+    for f in c.functions.values():
+        for name, counted, right in (
+            ("starting", f.starting, sum(not i.ready for i in f.instances.values())),
+            ("busy", f.busy, sum(i.ready and i.load > 0 for i in f.instances.values())),
+            ("idle", f.idle, sum(i.ready and not i.load for i in f.instances.values())),
+            ("queued", f.queued, len(f.waiting)),
+        ):
+            if counted != right:
+                yield f"{f.name}: {name} is {counted}, but there are {right}"
+        if f.spec.max_instances and len([i for i in f.instances.values() if i.version == f.version]) > f.spec.max_instances:
+            yield f"{f.name}: {len(f.instances)} instances, more than its {f.spec.max_instances}"
+        for instance in f.instances.values():
+            yield from _instance(f, instance)
+
+
+def _instance(f: Function, i: Instance) -> Iterator[str]:
+    if i.function is not f or i.stopping:
+        yield f"instance {i.id}: of {i.function.name} and stopping={i.stopping}, but among those of {f.name}"
+    if i.load != len(i.calls):
+        yield f"instance {i.id}: load is {i.load}, but it runs {sorted(i.calls)}"
+    if i.load and not i.ready:
+        yield f"instance {i.id}: runs {sorted(i.calls)} before it is ready"
+    if i.version == f.version and i.load > room(f):
+        yield f"instance {i.id}: runs {i.load} calls, has room for {room(f)}"
+    takes = not i.load if f.spec.batching else i.load < room(f)
+    right = i.ready and i.version == f.version and takes and not (f.spec.single_use and i.uses)
+    if (i.id in f.open) != right:
+        yield f"instance {i.id} of {f.name}: open is {i.id in f.open}, should be {right} (load {i.load}, uses {i.uses})"
+
+
+def room(f: Function) -> int:
+    """Calls that one instance of `f` may run at once."""
+    return f.spec.batching.max_batch_size if f.spec.batching else f.spec.concurrency
+
+
+def _calls(c: Functions) -> Iterator[str]:
+    queued: dict[int, str] = {}
+    for f in c.functions.values():
+        for call in waiting(f):
+            if call.id in queued or c.calls.get(call.id) is not call or call.function is not f or call.instance != WAITS:
+                yield f"call {call.id}: in the queue of {f.name} with instance {call.instance}, also in {queued.get(call.id)}"
+            queued[call.id] = f.name
+    for call in c.calls.values():
+        f = call.function
+        if c.functions.get(f.name) is not f:
+            yield f"call {call.id}: its function {f.name} is gone"
+        elif call.instance == WAITS:
+            if queued.get(call.id) != f.name:
+                yield f"call {call.id}: waits for {f.name}, but is in no queue"
+        elif call.instance != RETRIES:
+            instance = c.instances.get(call.instance)
+            if instance is None or call.id not in instance.calls:
+                yield f"call {call.id}: runs on instance {call.instance}, which does not run it"
+    for (name, key), id in c.keys.items():
+        if id in c.calls and (c.calls[id].key, c.calls[id].asked) != (key, name):
+            yield f"key {key!r} of {name}: stands for call {id}, which has key {c.calls[id].key!r} and asked for {c.calls[id].asked}"
+    aliases = {other: call.id for call in c.calls.values() for other in call.also}
+    if aliases != c.aliases:
+        yield f"aliases: {c.aliases}, but calls say {aliases}"
+
+
+def _machine(c: Functions) -> Iterator[str]:
+    cpu = sum(f.cpu * (f.starting + f.busy) for f in c.functions.values())
+    if cpu != c.cpu_used:
+        yield f"CPU in use is {c.cpu_used!r}, should be {cpu!r}"
+    memory = sum(f.spec.memory_bytes * len(f.instances) for f in c.functions.values())
+    if memory != c.memory_used:
+        yield f"memory in use is {c.memory_used}, should be {memory}"
+
+
+def _progress(c: Functions) -> Iterator[str]:
+    """Every function with waiting calls has something under way that will serve them."""
+    heap = {id(f) for _, _, f in c._blocked}
+    running = any(f.busy or f.starting for f in c.functions.values())
+    for f in c.functions.values():
+        if f.blocked and id(f) not in heap:
+            yield f"{f.name}: blocked, but nobody will wake it"
+        if not f.queued or c.queueing.limits:
+            continue
+        held = f.held_s < float("inf")
+        if not (f.blocked or held or f.starting or f.busy):
+            yield f"{f.name}: {f.queued} calls wait for nothing"
+        if f.blocked and not held and not running:
+            yield f"{f.name}: waits for room while nothing runs"
+        if f.open and not (f.blocked or held):
+            yield f"{f.name}: {f.queued} calls wait although instances {sorted(f.open)} have room"
+
+
+def _tree(c: Functions) -> Iterator[str]:
+    nodes = {id: n for group in c.tree.nodes.values() for id, n in group.items()}
+    if nodes != c.tree.where:
+        yield f"tree: {sorted(c.tree.where)} in one table, {sorted(nodes)} in the other"
+    for node in nodes.values():
+        children = sum(n.parent == node.id for n in nodes.values())
+        if node.children != children:
+            yield f"node {node.id}: counts {node.children} children, has {children}"
+        if node.parent and node.parent not in nodes:
+            yield f"node {node.id}: its parent {node.parent} is gone"
+    for id, instances in c.tree.waiting.items():
+        if id not in nodes or nodes[id].ready:
+            yield f"tree: instances {[i.id for i in instances]} wait for node {id}, which is gone or ready"
