@@ -12,6 +12,7 @@ _WHERE = {
     ),
     "nubes.functions.spec": "Retries",
     "nubes.images": "Image",
+    "nubes.place": "is_local",
     "nubes.storage": "Dict Queue Secret Volume",
     "nubes.kernel.errors": (
         "CallCancelled CallFailed CallTimeout InstanceDied NotFound NubesError Overloaded RemoteError Unavailable UsageError"
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from nubes.kernel.errors import (
         CallCancelled, CallFailed, CallTimeout, InstanceDied, NotFound, NubesError, Overloaded, RemoteError, Unavailable, UsageError,
     )  # fmt: skip
+    from nubes.place import is_local
     from nubes.storage import Dict, Queue, Secret, Volume
 
 

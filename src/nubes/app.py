@@ -22,6 +22,8 @@ from nubes.functions import calendar
 from nubes.functions.spec import DEFAULT_MEMORY_BYTES, Batching, Code, FunctionSpec, Retries, Schedule, Web
 from nubes.kernel.errors import UsageError
 from nubes.kernel.units import seconds, size_bytes
+from nubes.place import is_local
+from nubes.twins import Twins
 
 if TYPE_CHECKING:
     from nubes.images import Image
@@ -212,14 +214,7 @@ class App:
 
     def _deploy(self, ephemeral: bool) -> dict[str, Any]:
         client = clients.connect()
-        images: dict[str, Any] = {}
-        for made in self.functions.values():
-            for image in [made.image] if made.image else []:
-                images[image.id] = image.definition()
-            for secret in made.secrets:
-                secret.hand_in(client)
-        for id, definition in images.items():
-            client.ask("build", environment=id, definition=definition)
+        self._prepare(client)
         specs = [_encode(made.spec) for made in self.functions.values()]
         answer: dict[str, Any] = client.ask("deploy", app=self.name, functions=specs, ephemeral=ephemeral)
         self._running = True
@@ -251,10 +246,12 @@ class App:
     def _prepare(self, client: clients.Client) -> None:
         """Images built, secrets handed in: what a deployment needs before it."""
         for made in self.functions.values():
-            if made.image is not None:
+            if made.image is not None and made.image.id:
                 client.ask("build", environment=made.image.id, definition=made.image.definition())
             for secret in made.secrets:
                 secret.hand_in(client)
+            for volume in made.volumes:
+                volume.hand_in(client)
 
     def _ready(self) -> clients.Client:
         """The client to call this app's functions with; a call outside `run` starts the app for this process."""
@@ -268,28 +265,16 @@ class App:
         self._running = False
 
 
-class _Async(Generic[P, R]):
-    """`f.remote(x)` blocks; `await f.remote.aio(x)` does not."""
-
-    def __init__(self, blocking: Callable[P, Any], aio: Callable[P, Any]) -> None:
-        self._blocking = blocking
-        self.aio = aio
-        functools.update_wrapper(self, blocking, updated=())
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        return self._blocking(*args, **kwargs)
-
-
 class _Callable(Generic[P, R]):
     """What can be called remotely: a function, or a method of a class's instances."""
 
     def __init__(self) -> None:
-        self.remote = _Async[P, R](self._remote, self._remote_aio)
-        self.spawn = _Async[P, R](self._spawn, self._spawn_aio)
-        self.map = _Async[P, R](self._map, self._map_aio)
-        self.starmap = _Async[P, R](self._starmap, self._starmap_aio)
-        self.for_each = _Async[P, R](self._for_each, self._for_each_aio)
-        self.remote_gen = _Async[P, R](self._remote_gen, self._remote_gen_aio)
+        self.remote = Twins[P, Any](self._remote, self._remote_aio)
+        self.spawn = Twins[P, Any](self._spawn, self._spawn_aio)
+        self.map = Twins[..., Any](self._map, self._map_aio)
+        self.starmap = Twins[..., Any](self._starmap, self._starmap_aio)
+        self.for_each = Twins[..., Any](self._for_each, self._for_each_aio)
+        self.remote_gen = Twins[P, Any](self._remote_gen, self._remote_gen_aio)
         self._route: tuple[str, ...] = ()
         self._client: clients.Client | None = None
 
@@ -377,7 +362,8 @@ class Function(_Callable[P, R]):
         self.app = app
         self.spec = spec
         self.image: Image | None = getattr(raw, "__nubes_image__", None) or app.image
-        self.secrets = _secrets_of(raw, app)
+        self.secrets: tuple[Secret, ...] = getattr(raw, "__nubes_secrets__", app.secrets)
+        self.volumes: tuple[Volume, ...] = getattr(raw, "__nubes_volumes__", ())
         self.__nubes_raw__ = raw
         self._key = ""
         functools.update_wrapper(self, raw, updated=())
@@ -414,6 +400,9 @@ class Function(_Callable[P, R]):
 
     def then(self, *following: Function[Any, Any]) -> Function[P, Any]:
         """A chain: each function gets the result of the one before, handed on without coming back here in between."""
+        for f in following:
+            if f.spec.batching is not None or f.spec.generator or f.spec.kind != "function":
+                raise UsageError(f"{f.spec.name} cannot follow in a chain.", "Plain functions can: they take one result.")
         chained = Function(self.app, self.__nubes_raw__, self.spec)
         chained._route = (*self._route, *(f.spec.name for f in following))
         return chained
@@ -460,7 +449,8 @@ class Cls:
         self.app = app
         self.spec = spec
         self.image: Image | None = getattr(raw, "__nubes_image__", None) or app.image
-        self.secrets = _secrets_of(raw, app)
+        self.secrets: tuple[Secret, ...] = getattr(raw, "__nubes_secrets__", app.secrets)
+        self.volumes: tuple[Volume, ...] = getattr(raw, "__nubes_volumes__", ())
         self.__nubes_raw__ = raw
         functools.update_wrapper(self, raw, updated=())
 
@@ -533,7 +523,7 @@ class FunctionCall:
 
     def __init__(self, call: int) -> None:
         self._call = call
-        self.get = _Async[[float | None], Any](self._get, self._get_aio)
+        self.get = Twins[..., Any](self._get, self._get_aio)
 
     @property
     def object_id(self) -> str:
@@ -614,7 +604,7 @@ def options(
         raise UsageError(f"quota={quota!r} is unknown.", 'It is "reserved" or "opportunistic".')
     if scaledown_window is not None:
         keep_alive = f"fixed-window(keep={seconds(scaledown_window, 'scaledown_window'):g}s)"
-    if keep_alive:
+    if keep_alive and is_local():
         from nubes.kernel.policy import make
 
         make("keep-alive", keep_alive)  # a wrong name is an error where it is written
@@ -656,9 +646,15 @@ def _spec(app: App, raw: Any, given: dict[str, Any]) -> FunctionSpec:
     image = chosen.pop("image") or app.image
     secrets = (*app.secrets, *chosen.pop("secrets"))
     volumes = {**app.volumes, **chosen.pop("volumes")}
-    raw.__nubes_image__, raw.__nubes_secrets__ = image, secrets
+    raw.__nubes_image__, raw.__nubes_secrets__, raw.__nubes_volumes__ = image, secrets, tuple(volumes.values())
+    if image is not None:
+        chosen["env"] = {**dict(image.variables), **chosen["env"]}
     web = getattr(raw, "__nubes_web__", None)
-    methods = tuple(n for n in dir(raw) if getattr(getattr(raw, n, None), "__nubes_method__", False)) if isinstance(raw, type) else ()
+    methods: tuple[str, ...] = ()
+    endpoints: dict[str, Web] = {}
+    if isinstance(raw, type):
+        endpoints = {n: getattr(raw, n).__nubes_web__ for n in dir(raw) if hasattr(getattr(raw, n, None), "__nubes_web__")}
+        methods = tuple(n for n in dir(raw) if n in endpoints or getattr(getattr(raw, n, None), "__nubes_method__", False))
     batching = getattr(raw, "__nubes_batching__", None)
     for one in methods:
         batching = batching or getattr(getattr(raw, one), "__nubes_batching__", None)
@@ -674,6 +670,7 @@ def _spec(app: App, raw: Any, given: dict[str, Any]) -> FunctionSpec:
         concurrency=getattr(raw, "__nubes_concurrency__", 100 if web and web.kind == "asgi" else 1),
         batching=batching,
         web=web,
+        endpoints=endpoints,
         environment=image.id if image is not None and image.id else "",
         secrets=tuple(secret.name for secret in secrets),
         volumes={path: volume.name for path, volume in volumes.items()},
@@ -681,10 +678,6 @@ def _spec(app: App, raw: Any, given: dict[str, Any]) -> FunctionSpec:
         trigger="timer" if chosen["schedule"] else "http" if web else "call",
         **chosen,
     )
-
-
-def _secrets_of(raw: Any, app: App) -> tuple[Secret, ...]:
-    return getattr(raw, "__nubes_secrets__", app.secrets)
 
 
 def _code(raw: Any, serialized: bool) -> Code:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import platformdirs
 
 from nubes import ids
-from nubes.drivers.local import payload, wire
+from nubes.drivers.local import loading, payload, wire
 from nubes.functions.events import CANCELLED, FAILED, SUCCEEDED, TIMED_OUT
 from nubes.kernel import errors
 from nubes.kernel.errors import (
@@ -65,6 +66,8 @@ def failure(status: str, reason: str, output: bytes) -> BaseException:
         return CallCancelled(reason)
     if reason.startswith("overloaded: "):
         return Overloaded(reason.removeprefix("overloaded: "))
+    if reason.startswith("unavailable: "):
+        return Unavailable(reason.removeprefix("unavailable: "))
     if reason.startswith("The instance that ran the call was lost"):
         return InstanceDied(reason, "Give the function retries if it may be run again.")
     if reason or not output:
@@ -151,6 +154,7 @@ class Client:
         self.shared, self.folder, self.pid = first.shared, first.folder, first.pid
         self._idle.append(first)
         self._owner = os.getpid()
+        sys.modules.setdefault(loading.MAIN, sys.modules["__main__"])  # what a script's classes are called in the cloud
         self.segments = payload.Segments(self.shared)
         self.objects = payload.Segments(self.folder + "/objects", durable=True)
         self.by_value = not hasattr(sys.modules.get("__main__"), "__file__")
@@ -161,10 +165,12 @@ class Client:
             self._idle, self._owner = [], os.getpid()
             self._async = {}
             self.segments = payload.Segments(self.shared)
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return Connection(self.path)
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.stream.alive():
+                return connection
+            connection.stream.close()  # its control plane was stopped in the meantime
+        return Connection(self.path)
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[Connection]:
@@ -195,7 +201,7 @@ class Client:
                 "Pass plain data, arrays or importable classes; open files, locks and sockets stay where they are.",
             ) from error
 
-    def ask(self, name: str, **arguments: Any) -> Any:
+    def ask(self, name: str, /, **arguments: Any) -> Any:
         """Asks the control plane `name` (see `nubes.drivers.local.asks`); raises the error it answers with."""
         with self._connection() as connection:
             return connection.ask(name, arguments)
@@ -262,11 +268,19 @@ class Client:
 
     def fetch(self, call: int, timeout: float | None = None) -> Any:
         """The result of a spawned call; `CallTimeout` if it takes longer than `timeout` seconds (0: only look)."""
-        with self._connection() as connection:
-            stream = connection.stream
-            stream.send(wire.pack(wire.FETCH, call, timeout is None or timeout > 0))
-            frame = self._await_fetch(stream, call, timeout)
-        return outcome(frame[2], frame[3], frame[4])
+        end = None if timeout is None else time.monotonic() + timeout
+        for wait_s in (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4):  # the answer outlives the control plane: wait for its return
+            left = None if end is None else max(0.0, end - time.monotonic())
+            try:
+                with self._connection() as connection:
+                    connection.stream.send(wire.pack(wire.FETCH, call, left is None or left > 0))
+                    frame = self._await_fetch(connection.stream, call, left)
+                return outcome(frame[2], frame[3], frame[4])
+            except Unavailable:
+                if left is not None and left <= wait_s:
+                    raise
+                time.sleep(wait_s)
+        raise Unavailable(f"The control plane at {self.path} went away.", "Start it again with `nubes up`; the call is kept.")
 
     def _await_fetch(self, stream: wire.Stream, call: int, timeout: float | None) -> list[Any]:
         stream.sock.settimeout(timeout or None)
@@ -334,6 +348,10 @@ class Client:
                     following += 1
 
     # -- async twins ---------------------------------------------------------------------------------------------
+
+    async def ask_async(self, name: str, /, **arguments: Any) -> Any:
+        connection = await self._async_connection()
+        return answered(await connection.ask(name, arguments))
 
     async def _async_connection(self) -> _AsyncConnection:
         loop = asyncio.get_running_loop()
@@ -441,6 +459,7 @@ class _AsyncConnection:
         self.loop = loop
         self.waiting: dict[int, asyncio.Future[list[Any]]] = {}
         self.streams: dict[int, asyncio.Queue[list[Any]]] = {}
+        self.asked: dict[int, asyncio.Future[list[Any]]] = {}
         self.peer = Peer(loop, sock, self._frame, self._lost)
         self.peer.send(wire.pack(wire.HELLO, 1))
 
@@ -459,6 +478,19 @@ class _AsyncConnection:
 
     async def call(self, target: Target, data: bytes, keep: bool, route: tuple[str, ...]) -> list[Any]:
         return await self.begin(target, data, keep, route)
+
+    async def ask(self, name: str, arguments: dict[str, Any]) -> list[Any]:
+        number = next(_numbers)
+        future = self.asked[number] = self.loop.create_future()
+        self.peer.send(wire.pack(wire.ASK, number, name, arguments))
+        try:
+            frame: list[Any] = await future
+            return frame
+        except asyncio.CancelledError:
+            self.peer.send(wire.pack(wire.UNASK, number))
+            raise
+        finally:
+            self.asked.pop(number, None)
 
     async def fetch(self, call: int, timeout: float | None) -> list[Any]:
         future = self.waiting.setdefault(call, self.loop.create_future())
@@ -501,6 +533,10 @@ class _AsyncConnection:
                 future = self.waiting.pop(frame[1], None)
                 if future is not None and not future.done():
                     future.set_result(frame)
+        elif frame[0] == wire.ANSWER:
+            answer = self.asked.get(frame[1])
+            if answer is not None and not answer.done():
+                answer.set_result(frame)
         else:
             _show(frame)
 
@@ -511,6 +547,9 @@ class _AsyncConnection:
                 future.set_result(gone)
         for queue in self.streams.values():
             queue.put_nowait(gone)
+        for answer in self.asked.values():
+            if not answer.done():
+                answer.set_result([wire.ANSWER, 0, "Unavailable", [gone[3], "Start it again with `nubes up`, then retry."]])
 
     def close(self) -> None:
         if not self.loop.is_closed():
@@ -570,7 +609,7 @@ def _start_embedded(folder: Path) -> None:
     watch_reading, watch_writing = os.pipe()
     ready_reading, ready_writing = os.pipe()
     policies = [f"{seam}={os.environ[name]}" for seam, name in POLICY_VARIABLES.items() if os.environ.get(name)]
-    argv = [sys.executable, "-m", "nubes.drivers.local.control_plane", str(folder), str(watch_reading), str(ready_writing), *policies]
+    argv = [sys.executable, "-P", "-m", "nubes.drivers.local.control_plane", str(folder), str(watch_reading), str(ready_writing), *policies]
     with tempfile.TemporaryFile() as complaints:
         process = subprocess.Popen(
             argv, pass_fds=(watch_reading, ready_writing), stdin=subprocess.DEVNULL, stderr=complaints, start_new_session=True

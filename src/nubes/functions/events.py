@@ -185,7 +185,10 @@ class Interrupt(Command, frozen=True):
 
 
 class Dispatch(Command, frozen=True):
-    """Give `calls` to an instance. More than one: they run as one batch. `input` is there only for durable calls."""
+    """Give `calls` to an instance, which runs them as one `batch`, or else one after the other.
+
+    `inputs` are there only for durable calls.
+    """
 
     instance: int
     calls: tuple[int, ...]
@@ -193,6 +196,7 @@ class Dispatch(Command, frozen=True):
     method: str = ""
     hop: bool = False  # the input is the output of the step before
     inputs: tuple[bytes, ...] = ()
+    batch: bool = False
 
 
 class Resolve(Command, frozen=True):

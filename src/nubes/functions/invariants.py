@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nubes.functions.controller import RETRIES, WAITS, Functions
+from nubes.functions.controller import MOST_AHEAD, RETRIES, WAITS, Functions
 from nubes.functions.state import Call, Function, Instance
 
 
 def check(controller: Functions) -> list[str]:
     """One sentence for each thing that should hold and does not; empty if all is well."""
-    return [*_instances(controller), *_calls(controller), *_machine(controller), *_progress(controller), *_tree(controller)]
+    return [
+        *_instances(controller),
+        *_calls(controller),
+        *_machine(controller),
+        *_progress(controller),
+        *_tree(controller),
+    ]
 
 
 def excess(controller: Functions) -> tuple[float, float]:
@@ -40,7 +46,10 @@ def _instances(c: Functions) -> Iterator[str]:
         ):
             if counted != right:
                 yield f"{f.name}: {name} is {counted}, but there are {right}"
-        if f.spec.max_instances and len([i for i in f.instances.values() if i.version == f.version]) > f.spec.max_instances:
+        if (
+            f.spec.max_instances
+            and len([i for i in f.instances.values() if i.version == f.version]) > f.spec.max_instances
+        ):
             yield f"{f.name}: {len(f.instances)} instances, more than its {f.spec.max_instances}"
         for instance in f.instances.values():
             yield from _instance(f, instance)
@@ -55,22 +64,26 @@ def _instance(f: Function, i: Instance) -> Iterator[str]:
         yield f"instance {i.id}: runs {sorted(i.calls)} before it is ready"
     if i.version == f.version and i.load > room(f):
         yield f"instance {i.id}: runs {i.load} calls, has room for {room(f)}"
-    takes = not i.load if f.spec.batching else i.load < room(f)
-    right = i.ready and i.version == f.version and takes and not (f.spec.single_use and i.uses)
+    right = i.ready and i.version == f.version and i.load < f.room
     if (i.id in f.open) != right:
         yield f"instance {i.id} of {f.name}: open is {i.id in f.open}, should be {right} (load {i.load}, uses {i.uses})"
 
 
 def room(f: Function) -> int:
     """Calls that one instance of `f` may run at once."""
-    return f.spec.batching.max_batch_size if f.spec.batching else f.spec.concurrency
+    return f.spec.batching.max_batch_size if f.spec.batching else max(f.room, MOST_AHEAD if f.room == 1 else 1)
 
 
 def _calls(c: Functions) -> Iterator[str]:
     queued: dict[int, str] = {}
     for f in c.functions.values():
         for call in waiting(f):
-            if call.id in queued or c.calls.get(call.id) is not call or call.function is not f or call.instance != WAITS:
+            if (
+                call.id in queued
+                or c.calls.get(call.id) is not call
+                or call.function is not f
+                or call.instance != WAITS
+            ):
                 yield f"call {call.id}: in the queue of {f.name} with instance {call.instance}, also in {queued.get(call.id)}"
             queued[call.id] = f.name
     for call in c.calls.values():

@@ -1,12 +1,12 @@
 """The seams of functions and the views their policies see.
 
-Views are read-only for policies. They stay the same object between calls, so a policy that remembers something copies it.
+Views are read-only for policies. They stay the same object between calls: a policy that remembers something copies it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf
+from math import ceil, inf
 from typing import ClassVar
 
 import msgspec
@@ -84,9 +84,23 @@ class CallView:
 class NodeView:
     """A parent in the process tree, parked after its imports."""
 
-    __slots__ = ("children", "environment", "forks", "function", "grow_s", "id", "imports", "last_used_s", "memory_bytes", "parent", "ready")
+    __slots__ = (
+        "children",
+        "environment",
+        "forks",
+        "function",
+        "grow_s",
+        "id",
+        "imports",
+        "last_used_s",
+        "memory_bytes",
+        "parent",
+        "ready",
+    )
 
-    def __init__(self, id: int, parent: int, environment: str, imports: frozenset[str], function: str, now: float) -> None:
+    def __init__(
+        self, id: int, parent: int, environment: str, imports: frozenset[str], function: str, now: float
+    ) -> None:
         self.id = id
         self.parent = parent
         self.environment = environment
@@ -116,7 +130,7 @@ class Window(msgspec.Struct, frozen=True):
 FOREVER = Window(0.0, inf)
 
 
-@seam("keep-alive", default="cidre")
+@seam("keep-alive", default="cidre(foresee=true)")
 class KeepAlive(Policy):
     """When to start instances, how long to keep them, and which to give up when memory is short."""
 
@@ -127,8 +141,9 @@ class KeepAlive(Policy):
 
     @decision
     def start(self, f: FunctionView, now: float) -> int:
-        """Calls of `f` wait and none of its instances is free: how many to start. One is started anyway if it has none."""
-        return max(0, f.queued - f.starting * f.spec.concurrency)
+        """Calls of `f` wait and none of its instances is free: how many to start. If it has none, one is started."""
+        room = f.spec.batching.max_batch_size if f.spec.batching else f.spec.concurrency
+        return max(0, ceil(f.queued / room) - f.starting)
 
     @decision
     def priority(self, instance: InstanceView, now: float) -> float:
@@ -151,8 +166,9 @@ class KeepAlive(Policy):
 class Queueing(Policy):
     """Which waiting call goes next, and whether a function may run another one now."""
 
-    ordered: ClassVar[bool] = False  # whether `order` is used within a function too; else its calls go first come, first served
+    ordered: ClassVar[bool] = False  # whether `order` is used within a function too, or else order of arrival
     limits: ClassVar[bool] = False  # whether `admit` and `finished` are asked at all
+    ahead_s: ClassVar[float] = 0.001  # how much expected work an instance may be handed ahead, one call after the other
     tick_s: ClassVar[float] = 0.0  # how often `tick` is called; 0: never
 
     @decision
@@ -162,14 +178,25 @@ class Queueing(Policy):
 
     @decision
     def admit(self, f: FunctionView, now: float) -> float:
-        """When `f` may issue its next call: `now` or less means at once, `inf` not before something finishes."""
+        """When `f` may issue its next call: `now` or less means at once, `inf` not before one of its calls ends, or a tick.
+
+        A batch is asked for once and issued as many times as it has calls.
+        """
         return now
+
+    def allowance(self, f: FunctionView, now: float) -> int:
+        """`f` may issue a call now: how many instances may be started for those that wait, beside those that start."""
+        return f.queued
 
     def issued(self, f: FunctionView, now: float) -> None:
         """A call of `f` got an instance."""
 
     def finished(self, f: FunctionView, ok: bool, exec_s: float, backpressure: str, now: float) -> None:
-        """A call of `f` ended; `backpressure` names the callee that pushed back, if one did."""
+        """A call of `f` that was issued ended, well or not, by itself or with its instance.
+
+        `backpressure` names the callee that pushed back, if one did. After a switch of policies calls end that the new
+        policy has not seen issued.
+        """
 
     def tick(self, utilisation: float, now: float) -> None:
         """`tick_s` seconds passed; `utilisation` is the share of the machine's CPU in use."""

@@ -28,7 +28,7 @@ class Tree:
         """Emits what starts `instance`, at once or when the parent it waits for is ready."""
         f = instance.function
         environment = f.spec.environment
-        if self.failures.get(f.name, 0) >= MAX_FAILURES:  # no parent can be had: a fresh interpreter still can
+        if self.failures.get(f.spec.name, 0) >= MAX_FAILURES:  # no parent can be had: a fresh interpreter still can
             out.append(StartInstance(instance.id, f.name, f.variant, 0))
             return
         nodes = self.nodes.get(environment, {})
@@ -53,7 +53,11 @@ class Tree:
         for grow in plan.grow:
             above = nodes.get(parent)
             imports = frozenset(grow.imports) | (above.imports if above else frozenset())
-            same = (n.id for n in nodes.values() if n.parent == parent and n.imports == imports and n.function == grow.function)
+            same = (
+                n.id
+                for n in nodes.values()
+                if n.parent == parent and n.imports == imports and n.function == grow.function
+            )
             existing = next(same, 0)
             if existing:
                 parent = existing
@@ -84,35 +88,43 @@ class Tree:
         node.grow_s = event.seconds
         node.memory_bytes = event.memory_bytes
         for instance in self.waiting.pop(node.id, []):
-            self.failures.pop(instance.function.name, None)
+            self.failures.pop(instance.function.spec.name, None)
             if not instance.stopping:
                 self._fork(instance, node.id, now, out)
-        self._trim(now, out)
+        self.trim(now, out)
 
     def lost(self, id: int, now: float, out: list[Command]) -> None:
-        """A parent died: its children in the tree go too, and who waited for it plans anew."""
-        node = self.where.pop(id, None)
-        if node is None:
+        """A parent died: its children in the tree go too, and who waited for one of them plans anew."""
+        if id not in self.where:
             return
+        for instance in self._cut(id, out):
+            name = instance.function.spec.name
+            self.failures[name] = self.failures.get(name, 0) + 1
+            self.start(instance, now, out)
+
+    def drop(self, function: str, now: float, out: list[Command]) -> None:
+        """Prunes what was grown for one function alone."""
+        waited: list[Instance] = []
+        for id in [n.id for n in self.where.values() if n.function == function]:
+            if id in self.where:
+                out.append(PruneNode(id, "its function was replaced"))
+                waited += self._cut(id, out)
+        self.failures.pop(function, None)
+        for instance in waited:
+            self.start(instance, now, out)
+
+    def _cut(self, id: int, out: list[Command]) -> list[Instance]:
+        """Takes a parent that is gone and all below it out of the tree; returns the instances that waited for them."""
+        node = self.where.pop(id)
         nodes = self.nodes[node.environment]
         del nodes[id]
         if node.parent in nodes:
             nodes[node.parent].children -= 1
+        waited = [instance for instance in self.waiting.pop(id, []) if not instance.stopping]
         for child in [n.id for n in nodes.values() if n.parent == id]:
-            out.append(PruneNode(child, "its parent was lost"))
-            self.lost(child, now, out)
-        for instance in self.waiting.pop(id, []):
-            name = instance.function.name
-            self.failures[name] = self.failures.get(name, 0) + 1
-            if not instance.stopping:
-                self.start(instance, now, out)
-
-    def drop(self, function: str, now: float, out: list[Command]) -> None:
-        """Prunes what was grown for one function alone."""
-        for node in [n for n in self.where.values() if n.function == function]:
-            out.append(PruneNode(node.id, "its function was replaced"))
-            self.lost(node.id, now, out)
-        self.failures.pop(function, None)
+            out.append(PruneNode(child, "its parent is gone"))
+            waited += self._cut(child, out)
+        return waited
 
     def clear(self) -> None:
         self.nodes.clear()
@@ -120,7 +132,8 @@ class Tree:
         self.waiting.clear()
         self.failures.clear()
 
-    def _trim(self, now: float, out: list[Command]) -> None:
+    def trim(self, now: float, out: list[Command]) -> None:
+        """Prunes parents without children, the least worth first, while all together are over the budget."""
         used = sum(node.memory_bytes for node in self.where.values())
         while used > self.budget_bytes:
             leaves = [n for n in self.where.values() if n.ready and not n.children and n.id not in self.waiting]
@@ -130,4 +143,4 @@ class Tree:
                 return
             used -= self.where[victim].memory_bytes
             out.append(PruneNode(victim, "the tree is over its budget"))
-            self.lost(victim, now, out)
+            self._cut(victim, out)  # has no children, and nobody waits for it

@@ -52,10 +52,10 @@ class Watched:
     def _watch(self, question: str) -> Callable[..., Any]:
         def ask(*args: Any) -> Any:
             before = pickle.dumps((self._policy, tuple(freeze(arg) for arg in args)))
-            choice = getattr(self._policy, question)(*args)
             scores = getattr(self._policy, "scores", None)
             losers = scores(question, *args) if scores is not None else []
-            at = args[-1] if args and isinstance(args[-1], float) else 0.0
+            choice = getattr(self._policy, question)(*args)
+            at = float(args[-1]) if args and isinstance(args[-1], (int, float)) else 0.0
             self._sink(Decision(at, self._policy.seam, self._policy.text, question, before, choice, losers))
             return choice
 

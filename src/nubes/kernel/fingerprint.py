@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+import inspect
 from enum import Enum
 from typing import Any
 
@@ -11,7 +11,11 @@ import msgspec
 
 
 def fingerprint(state: Any) -> str:
-    """SHA-256 over the plain data reachable from `state`; dicts in insertion order, sets sorted, cycles by first visit."""
+    """SHA-256 over all that is reachable from `state`; dicts in insertion order, sets sorted, cycles by first visit.
+
+    Which objects are one and the same counts, except for values that cannot change. Raises `TypeError` for what
+    cannot be pickled: such things have no place in a state.
+    """
     digest = hashlib.sha256()
     seen: dict[int, int] = {}
     keep: list[Any] = []  # ids are only unique while the objects live
@@ -21,30 +25,40 @@ def fingerprint(state: Any) -> str:
         if item is None or isinstance(item, (bool, int, float, str, bytes)):
             digest.update(f"{type(item).__name__}:{item!r};".encode())
             continue
-        if id(item) in seen and not isinstance(item, (tuple, frozenset)):
-            digest.update(f"ref:{seen[id(item)]};".encode())
-            continue
-        seen[id(item)] = len(seen)
-        keep.append(item)
+        if not _is_value(item):
+            if id(item) in seen:
+                digest.update(f"ref:{seen[id(item)]};".encode())
+                continue
+            seen[id(item)] = len(seen)
+            keep.append(item)
         parts = _parts(item)
         digest.update(f"{type(item).__qualname__}:{len(parts)};".encode())
         stack.extend(reversed(parts))
     return digest.hexdigest()
 
 
+def _is_value(item: Any) -> bool:
+    """Whether two equal ones are the same: a copy that pickle made of a shared default changes no hash."""
+    if isinstance(item, msgspec.Struct):
+        return item.__struct_config__.frozen
+    return isinstance(item, (tuple, frozenset, type, Enum)) or inspect.isroutine(item)
+
+
 def _parts(item: Any) -> list[Any]:
-    if isinstance(item, (list, tuple, deque)):
+    if isinstance(item, (list, tuple)):
         return list(item)
+    if isinstance(item, (set, frozenset)):
+        return sorted(fingerprint(member) for member in item)
     if isinstance(item, dict):
         return [part for pair in item.items() for part in pair]
-    if isinstance(item, (set, frozenset)):
-        return sorted(item, key=repr)
     if isinstance(item, Enum):
         return [item.name]
-    if isinstance(item, type) or callable(item):
-        return [getattr(item, "__module__", ""), getattr(item, "__qualname__", "")]
+    if isinstance(item, type) or inspect.isroutine(item):
+        return [item.__module__, item.__qualname__]
     if isinstance(item, msgspec.Struct):
         return [getattr(item, name) for name in item.__struct_fields__]
-    if hasattr(item, "__getstate__"):
-        return [item.__getstate__()]
-    raise TypeError(f"{type(item)} has no place in a state: use plain data")
+    made = item.__reduce_ex__(4)  # the way pickle takes it apart
+    if isinstance(made, str):
+        return [made]
+    construct, arguments, state, items, pairs = (*made, None, None, None)[:5]
+    return [construct, arguments, state, list(items or ()), list(pairs or ())]

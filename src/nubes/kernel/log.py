@@ -1,8 +1,8 @@
 """The log: append-only, framed, checksummed, in segments, with snapshots beside them.
 
 A folder holds `<first record>.log` segments and `<records folded>.snap` snapshots. A record is framed as
-`length, crc32, bytes`; the crc also covers the length. Opening a log reads it back, cuts a torn tail, sets what lies behind damage
-aside as `*.damaged`, and says so in `findings`.
+`length, crc32, bytes`; the crc also covers the length. Opening a log reads it back, keeps one run of records without a
+gap, sets everything else aside as `*.damaged`, and says so in `findings`.
 """
 
 from __future__ import annotations
@@ -12,40 +12,45 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
-from nubes.kernel.errors import AlreadyRunning, LogCorrupt
+from nubes.kernel.errors import AlreadyRunning, LogCorrupt, Unavailable, UsageError
 
 _MAGIC = b"nubeslog1\n"
 _SNAP_MAGIC = b"nubessnap1\n"
 _FRAME = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
-MAX_RECORD_BYTES = 64 << 20
-
-
-def _crc(body: bytes) -> int:
-    return zlib.crc32(body, zlib.crc32(_LENGTH.pack(len(body))))
+MAX_RECORD_BYTES = 1 << 30
 
 
 class Log:
-    """One writer's log in `folder`. Raises `AlreadyRunning` if another process holds it, `LogCorrupt` on a gap.
+    """One writer's log in `folder`, good for records `first` to `count - 1`.
 
-    `append` buffers; `write` hands the buffer to the operating system; `sync` makes it survive a power cut.
+    Raises `AlreadyRunning` if another process holds it, `LogCorrupt` if no state and records lead up to its end,
+    `Unavailable` if the folder cannot be written. `append` buffers; `write` hands the buffer to the operating system;
+    `sync` makes it survive a power cut.
     """
 
     def __init__(self, folder: Path, segment_bytes: int = 64 << 20) -> None:
         self.folder = folder
-        self.findings: list[str] = []
+        self.findings: list[str] = []  # what was wrong when it was opened
         self.segment_bytes = segment_bytes
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = _lock(folder)
         self._buffer: list[bytes] = []
-        self._segment_fd = -1
-        self._segment_size = 0
-        self.snapshot_at, self.snapshot = self._newest_snapshot()
-        self.first = 0  # number of the oldest record there is
-        self.count = 0  # number of the next record
-        self._check()
+        self._torn = False  # the last write stopped within a record; the buffer goes on there
+        self._lock = -1
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = _lock(folder)
+            self.snapshot_at, self.snapshot = self._newest_snapshot()
+            self._fd, self._segment_size = self._recover()
+        except BaseException as error:
+            if self._lock >= 0:
+                os.close(self._lock)
+            if not isinstance(error, OSError):
+                raise
+            hint = "Free some space there or give access to it, and start again."
+            raise Unavailable(f"The log in {folder} cannot be opened: {error.strerror}.", hint) from error
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -53,198 +58,240 @@ class Log:
         """Records from number `start` on (default: those the newest snapshot does not cover), as they are on disk."""
         start = self.snapshot_at if start is None else start
         segments = self._segments()
-        for number, (first, path) in enumerate(segments):
-            if number + 1 < len(segments) and segments[number + 1][0] <= start:
+        for position, (first, path) in enumerate(segments):
+            if position + 1 < len(segments) and segments[position + 1][0] <= start:
                 continue
-            for index, (body, _) in enumerate(_frames(path.read_bytes())):
-                if first + index >= start:
+            for number, (body, _) in enumerate(_frames(path.read_bytes()), first):
+                if number >= start:
                     yield body
 
     def _segments(self) -> list[tuple[int, Path]]:
-        return sorted((int(path.stem), path) for path in self.folder.glob("*.log"))
+        return sorted((int(path.stem), path) for path in self.folder.glob("[0-9]*.log"))
 
     def _newest_snapshot(self) -> tuple[int, bytes | None]:
-        for number, path in sorted(((int(p.stem), p) for p in self.folder.glob("*.snap")), reverse=True):
+        """(records folded, state) of the newest snapshot that is whole; (0, None) if there is none."""
+        for path in sorted(self.folder.glob("[0-9]*.snap"), reverse=True):
             raw = path.read_bytes()
-            head = len(_SNAP_MAGIC) + 4
-            if raw.startswith(_SNAP_MAGIC) and len(raw) >= head:
-                (crc,) = _LENGTH.unpack_from(raw, len(_SNAP_MAGIC))
-                if zlib.crc32(raw[head:]) == crc:
-                    return number, raw[head:]
-            path.rename(path.with_suffix(".snap.damaged"))
-            self.findings.append(f"Snapshot {path.name} is damaged; an older state and the log take its place.")
+            state = raw[len(_SNAP_MAGIC) + _LENGTH.size :]
+            if raw == _snapshot(state):
+                return int(path.stem), state
+            aside = _set_aside(path)
+            self.findings.append(
+                f"Snapshot {path.name} is damaged, and now {aside}; an older state and the log take its place."
+            )
         return 0, None
 
-    def _check(self) -> None:
-        """Finds the end of what can be trusted, cuts the rest off, and opens the last segment for appending."""
-        segments = self._segments()
-        expected = segments[0][0] if segments else self.snapshot_at
-        self.first = expected
-        if expected > self.snapshot_at:
+    def _recover(self) -> tuple[int, int]:
+        """Finds the run of records that can be trusted, sets the rest aside, and opens the last segment: (fd, size).
+
+        A break is harmless if the newest state covers it: then what comes before it goes, else what comes behind.
+        """
+        rest = self._segments()
+        self.first = self.count = rest[0][0] if rest else self.snapshot_at
+        if self.first > self.snapshot_at:
             raise LogCorrupt(
-                f"The log in {self.folder} starts at record {expected}, but the newest state covers {self.snapshot_at}.",
+                f"The log in {self.folder} starts at record {self.first}, "
+                f"but the newest state covers {self.snapshot_at}.",
                 "Restore the missing segments or snapshot from a backup, or start with an empty data folder.",
             )
-        for position, (first, path) in enumerate(segments):
-            if first != expected:
-                self._set_aside(segments[position:], f"Records {expected} to {first - 1} are missing")
+        run: list[Path] = []
+        while rest:
+            first, path = rest[0]
+            if first == self.count:
+                del rest[0]
+                run.append(path)
+                if self._whole(path):
+                    continue
+            else:
+                self.findings.append(f"The records before {path.name} are missing, from record {self.count} on.")
+            if rest and rest[0][0] <= self.snapshot_at:
+                self._give_up(run, "the newest state covers it")
+                run.clear()
+                self.first = self.count = rest[0][0]
+            else:
+                self._give_up([path for _, path in rest], "it cannot follow")
                 break
-            raw = path.read_bytes()
-            good, count = 0, 0
-            if raw.startswith(_MAGIC):
-                good = len(_MAGIC)
-                for _, good in _frames(raw):  # noqa: B007
-                    count += 1
-            expected = first + count
-            if good < len(raw) or not raw.startswith(_MAGIC):
-                self._cut(path, raw, good, expected, last=position == len(segments) - 1)
-                self._set_aside(segments[position + 1 :], f"Damage stands before record {expected}")
-                break
-        if expected < self.snapshot_at:  # the log's end was lost but a state covers it: go on after the state
-            self._set_aside(self._segments(), f"The log ends at record {expected}, before the state of {self.snapshot_at}")
-            expected = self.first = self.snapshot_at
-        self.count = expected
-        segments = self._segments()
-        if segments:
-            path = segments[-1][1]
-            self._segment_fd = os.open(path, os.O_WRONLY | os.O_APPEND)
-            self._segment_size = path.stat().st_size
-        else:
-            self._open_segment()
+        if self.count < self.snapshot_at:
+            self.findings.append(
+                f"The log ends at record {self.count}; the state of {self.snapshot_at} records takes its place."
+            )
+            self._give_up(run, "the newest state covers it")
+            run.clear()
+            self.first = self.count = self.snapshot_at
+        if not run:
+            return self._new_segment(self.count), len(_MAGIC)
+        return os.open(run[-1], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), run[-1].stat().st_size
 
-    def _cut(self, path: Path, raw: bytes, good: int, number: int, last: bool) -> None:
-        aside = path.with_suffix(f".{number}.damaged")
+    def _whole(self, path: Path) -> bool:
+        """Counts the records of a segment. If not all of it is whole, cuts it behind the last that is."""
+        raw = path.read_bytes()
+        good = len(_MAGIC) if raw.startswith(_MAGIC) else 0
+        for _, good in _frames(raw):  # noqa: B007
+            self.count += 1
+        if good and good == len(raw):
+            return True
+        aside = _unused(path.with_suffix(f".{self.count}.damaged"))
         aside.write_bytes(raw[good:])
-        if raw.startswith(_MAGIC):
-            os.truncate(path, good)
-        else:
+        os.truncate(path, good)
+        if not good:
             path.write_bytes(_MAGIC)
-        torn = last and _is_torn(raw[good:])
+        what = "was cut short by a crash" if _is_torn(raw, good) else "is damaged"
         self.findings.append(
-            f"Record {number} in {path.name} {'was cut short by a crash' if torn else 'is damaged'}; "
-            f"everything before it is kept, the {len(raw) - good} bytes from there on are in {aside.name}."
+            f"Record {self.count} in {path.name} {what}; everything before it is kept, "
+            f"the {len(raw) - good} bytes from there on are in {aside.name}."
         )
+        return False
 
-    def _set_aside(self, segments: list[tuple[int, Path]], why: str) -> None:
-        for _, path in segments:
-            path.rename(path.with_suffix(".log.damaged"))
-            self.findings.append(f"{why}; {path.name} cannot follow and was set aside as {path.stem}.log.damaged.")
+    def _give_up(self, paths: list[Path], why: str) -> None:
+        self.findings += [f"Segment {path.name} is now {_set_aside(path)}: {why}." for path in paths]
 
     # -- writing -------------------------------------------------------------------------------------------------
 
     def append(self, body: bytes) -> int:
-        """Adds a record to the buffer and returns its number."""
-        crc = zlib.crc32(body, zlib.crc32(_LENGTH.pack(len(body))))
-        self._buffer.append(_FRAME.pack(len(body), crc) + body)
+        """Adds a record to the buffer and returns its number. Raises `UsageError` if it is too large."""
+        if len(body) > MAX_RECORD_BYTES:
+            raise UsageError(
+                f"A record of {len(body)} bytes is too large for the log.",
+                "Store the data elsewhere and pass its name.",
+            )
+        self._buffer.append(_FRAME.pack(len(body), _crc(body)) + body)
         self.count += 1
         return self.count - 1
-
-    @property
-    def buffered(self) -> bool:
-        return bool(self._buffer)
 
     def write(self) -> None:
         """Hands everything buffered to the operating system. On a full disk nothing buffered is lost: call again."""
         if not self._buffer:
             return
-        if self._segment_size >= self.segment_bytes:
+        if self._segment_size >= self.segment_bytes and not self._torn:
             self._roll()
         data = b"".join(self._buffer)
         written = 0
         try:
             while written < len(data):
-                written += os.write(self._segment_fd, memoryview(data)[written:])
-        except OSError:
-            os.ftruncate(self._segment_fd, self._segment_size)  # all or nothing, so that a retry writes no record twice
-            raise
-        self._segment_size += written
-        self._buffer.clear()
+                written += os.write(self._fd, memoryview(data)[written:])
+        finally:
+            if written:
+                self._segment_size += written
+                self._buffer = [data[written:]] if written < len(data) else []
+                self._torn = bool(self._buffer)
 
     def sync(self) -> None:
         """Everything written so far survives a power cut once this returns. May be called from another thread."""
-        os.fdatasync(self._segment_fd)
+        os.fdatasync(self._fd)
 
     def _roll(self) -> None:
-        os.fdatasync(self._segment_fd)
-        os.close(self._segment_fd)
-        self._segment_fd = -1
-        self._open_segment(self.count - len(self._buffer))
-
-    def _open_segment(self, first: int | None = None) -> None:
-        path = self.folder / f"{self.count if first is None else first:016d}.log"
-        self._segment_fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
-        os.write(self._segment_fd, _MAGIC)
+        """Goes on in a new segment, under the same descriptor: another thread may be about to sync it."""
+        self.sync()
+        fd = self._new_segment(self.count - len(self._buffer))
+        os.dup2(fd, self._fd, inheritable=False)
+        os.close(fd)
         self._segment_size = len(_MAGIC)
-        _sync_folder(self.folder)
+
+    def _new_segment(self, first: int) -> int:
+        path = self.folder / f"{first:016d}.log"
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            written = 0
+            while written < len(_MAGIC):
+                written += os.write(fd, _MAGIC[written:])
+            _sync_folder(self.folder)
+        except OSError:
+            os.close(fd)
+            path.unlink()
+            raise
+        return fd
 
     def save_snapshot(self, state: bytes, keep_segments: bool = True) -> None:
-        """Stores `state` as the fold of every record so far. Without `keep_segments`, drops what two snapshots cover."""
+        """Stores `state` as the fold of all records so far; without `keep_segments`, drops what two snapshots cover."""
         self.write()
         self.sync()
         path = self.folder / f"{self.count:016d}.snap"
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            file.write(_SNAP_MAGIC + _LENGTH.pack(zlib.crc32(state)) + state)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary = self.folder / "new.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(_snapshot(state))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         temporary.rename(path)
         _sync_folder(self.folder)
-        snapshots = sorted(self.folder.glob("*.snap"))
+        snapshots = sorted(self.folder.glob("[0-9]*.snap"))
         for old in snapshots[:-2]:
             old.unlink()
-        if not keep_segments and len(snapshots) >= 2:
-            covered = int(snapshots[-2].stem)
-            segments = self._segments()
-            for (_, path), (following, _) in zip(segments, segments[1:], strict=False):
-                if following <= covered:
-                    path.unlink()
+        if keep_segments or len(snapshots) < 2:
+            return
+        segments = self._segments()
+        for (_, segment), (following, _) in pairwise(segments):
+            if following <= int(snapshots[-2].stem):
+                segment.unlink()
+                self.first = following
 
     def close(self) -> None:
-        """Writes, syncs and lets go of the folder."""
-        if self._segment_fd >= 0:
+        """Writes, syncs and lets go of the folder, even if the disk is full."""
+        try:
             self.write()
             self.sync()
-            os.close(self._segment_fd)
-            self._segment_fd = -1
-        os.close(self._lock)
+        finally:
+            os.close(self._fd)
+            os.close(self._lock)
 
 
 def read(folder: Path) -> Iterator[bytes]:
     """The records of a log that somebody else may be writing to, up to the first that is not whole."""
-    for path in sorted(folder.glob("*.log")):
+    for path in sorted(folder.glob("[0-9]*.log")):
         raw = path.read_bytes()
-        if not raw.startswith(_MAGIC):
-            return
         end = len(_MAGIC)
-        for body, end in _frames(raw):
+        for body, end in _frames(raw):  # noqa: B007
             yield body
-        if end < len(raw):
+        if end != len(raw):
             return
+
+
+def _crc(body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(_LENGTH.pack(len(body))))
 
 
 def _frames(raw: bytes) -> Iterator[tuple[bytes, int]]:
-    """(record, offset behind it) for each whole record, until the first that is not."""
+    """(record, offset behind it) for each whole record of a segment, until the first that is not."""
     position, size = len(_MAGIC), len(raw)
     if not raw.startswith(_MAGIC):
         return
     while position + _FRAME.size <= size:
         length, crc = _FRAME.unpack_from(raw, position)
-        end = position + _FRAME.size + length
-        if end > size:
+        start = position + _FRAME.size
+        position = start + length
+        if position > size:
             return
-        body = raw[position + _FRAME.size : end]
+        body = raw[start:position]
         if _crc(body) != crc:
             return
-        yield body, end
-        position = end
+        yield body, position
 
 
-def _is_torn(lost: bytes) -> bool:
-    """Whether a tail looks like a write that a crash cut short, rather than bytes that changed under us."""
-    if len(lost) < _FRAME.size:
+def _is_torn(raw: bytes, good: int) -> bool:
+    """Whether what follows offset `good` looks like a write that a crash cut short, rather than bytes that changed."""
+    if not good:
+        return _MAGIC.startswith(raw)
+    if len(raw) < good + _FRAME.size:
         return True
-    length, _ = _FRAME.unpack_from(lost)
-    return len(lost) < _FRAME.size + length and length <= MAX_RECORD_BYTES
+    length: int = _FRAME.unpack_from(raw, good)[0]
+    return len(raw) < good + _FRAME.size + length and length <= MAX_RECORD_BYTES
+
+
+def _snapshot(state: bytes) -> bytes:
+    return _SNAP_MAGIC + _LENGTH.pack(zlib.crc32(state)) + state
+
+
+def _set_aside(path: Path) -> str:
+    return path.rename(_unused(path.with_suffix(f"{path.suffix}.damaged"))).name
+
+
+def _unused(path: Path) -> Path:
+    """`path`, or the first of `path.1`, `path.2`, ... that is free: what was set aside earlier stays."""
+    tries = (path.with_name(f"{path.name}.{n}") if n else path for n in range(1_000_000))
+    return next(candidate for candidate in tries if not candidate.exists())
 
 
 def _lock(folder: Path) -> int:
@@ -258,8 +305,10 @@ def _lock(folder: Path) -> int:
             f"Process {holder or '?'} already runs a control plane on {folder}.",
             "Stop it with `nubes down`, or choose another folder with --data.",
         ) from None
-    os.truncate(fd, 0)
-    os.write(fd, f"{os.getpid()}\n".encode())
+    try:
+        os.pwrite(fd, f"{os.getpid():<31}\n".encode(), 0)
+    except OSError:
+        pass  # it only helps those who ask; a full disk must not keep the log from opening
     return fd
 
 

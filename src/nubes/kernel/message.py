@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, Union
 
 import msgspec
@@ -32,11 +32,12 @@ class Controller(Protocol):
 
 
 class Codec:
-    """(time, event) to bytes and back, for one closed set of event types. Fields may be added at the end, with defaults."""
+    """(time, event) to bytes and back, for one closed set of event types; new fields go last and have defaults."""
 
     def __init__(self, events: Iterable[type[Event]]) -> None:
         self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(tuple[float, Union[tuple(events)]]).decode  # noqa: UP007
+        record: Any = tuple[float, Union[tuple(events)]]  # type: ignore[misc]  # noqa: UP007
+        self._decode: Callable[[bytes], tuple[float, Any]] = msgspec.msgpack.Decoder(record).decode
 
     def encode(self, now: float, event: Event) -> bytes:
         return self._encode((now, event))

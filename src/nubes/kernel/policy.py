@@ -12,6 +12,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -65,8 +66,11 @@ def decision(method: F) -> F:
 
 
 def decisions_of(base: type[Policy]) -> list[str]:
-    """The names of the decisions a seam has."""
-    return [name for name, method in inspect.getmembers(base) if hasattr(method, "__nubes_decision__")]
+    """The names of the decisions a seam has; one that a policy overrides is still one."""
+    marked = {
+        name for cls in base.__mro__ for name, method in vars(cls).items() if hasattr(method, "__nubes_decision__")
+    }
+    return sorted(marked)
 
 
 def seam(name: str, *, default: str) -> Callable[[P], P]:
@@ -87,7 +91,7 @@ def policy(name: str, *, paper: Paper | None = None) -> Callable[[P], P]:
         if not cls.seam:
             raise UsageError(f"Policy {name!r} extends no seam's base class.", f"Extend one of: {', '.join(SEAMS)}.")
         taken = _POLICIES.get((cls.seam, name))
-        if taken is not None and taken.__qualname__ != cls.__qualname__:
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
             raise UsageError(f"Two policies are named {name!r} on {cls.seam!r}.", "Rename one of them.")
         cls.name, cls.paper = name, paper
         _POLICIES[cls.seam, name] = cls
@@ -96,16 +100,36 @@ def policy(name: str, *, paper: Paper | None = None) -> Callable[[P], P]:
     return mark
 
 
+@contextmanager
+def set_aside(seam_name: str) -> Iterator[None]:
+    """A policy defined within stands on its seam only until the end, whatever name it has."""
+    kept = dict(_POLICIES)
+    for key in [key for key in _POLICIES if key[0] == seam_name]:
+        del _POLICIES[key]
+    try:
+        yield
+    finally:
+        _POLICIES.clear()
+        _POLICIES.update(kept)
+
+
 def load() -> None:
     """Imports every package that announces policies through the entry point group `nubes.policies`."""
     global _loaded
     if _loaded:
         return
-    _loaded = True
+    _loaded = True  # at once: a package that is imported here may look for policies itself
     for point in entry_points(group=ENTRY_POINTS):
-        module = importlib.import_module(point.module)
-        for inner in pkgutil.iter_modules(getattr(module, "__path__", ())):
-            importlib.import_module(f"{point.module}.{inner.name}")
+        try:
+            module = importlib.import_module(point.module)
+            for inner in pkgutil.iter_modules(getattr(module, "__path__", ())):
+                importlib.import_module(f"{point.module}.{inner.name}")
+        except ImportError as error:
+            _loaded = False
+            package = point.dist.name if point.dist else point.module
+            raise UsageError(
+                f"The policies of package {package!r} cannot be imported: {error}.", f"Mend or uninstall {package!r}."
+            ) from error
 
 
 def policies(seam_name: str | None = None) -> Iterator[type[Policy]]:
@@ -118,9 +142,7 @@ def policies(seam_name: str | None = None) -> Iterator[type[Policy]]:
 
 def find(seam_name: str, name: str) -> type[Policy]:
     """The policy class of that name. Raises `UnknownPolicy` with the nearest right ones."""
-    load()
-    if seam_name not in SEAMS:
-        raise UnknownPolicy(f"There is no seam {seam_name!r}.", f"The seams are: {', '.join(sorted(SEAMS))}.")
+    _seam(seam_name)
     if (seam_name, name) in _POLICIES:
         return _POLICIES[seam_name, name]
     names = [known for where, known in sorted(_POLICIES) if where == seam_name]
@@ -129,20 +151,27 @@ def find(seam_name: str, name: str) -> type[Policy]:
     raise UnknownPolicy(f"No {seam_name} policy is named {name!r}.", hint)
 
 
+def _seam(name: str) -> Seam:
+    load()
+    if name not in SEAMS:
+        raise UnknownPolicy(f"There is no seam {name!r}.", f"The seams are: {', '.join(sorted(SEAMS))}.")
+    return SEAMS[name]
+
+
 def make(seam_name: str, text: str | Policy | None = None) -> Any:
     """A new policy from its text, e.g. `fixed-window(keep=10m)`; the seam's default if None."""
     if isinstance(text, Policy):
         return text
-    load()
     if text is None:
-        find_seam = SEAMS.get(seam_name)
-        text = find_seam.default if find_seam else ""
+        text = _seam(seam_name).default
     match = re.fullmatch(r"\s*([\w.+-]+)\s*(?:\((.*)\))?\s*", text)
     if match is None:
-        raise UsageError(f"{text!r} is not a policy.", "Write a name, or a name with arguments: fixed-window(keep=10m).")
+        raise UsageError(
+            f"{text!r} is not a policy.", "Write a name, or a name with arguments: fixed-window(keep=10m)."
+        )
     cls = find(seam_name, match[1])
     kwargs: dict[str, Any] = {}
-    for part in filter(None, re.split(r"[,;]", match[2] or "")):
+    for part in filter(str.strip, re.split(r"[,;]", match[2] or "")):
         key, eq, value = part.partition("=")
         if not eq:
             raise UsageError(f"{part!r} in {text!r} is no argument.", "Arguments are written name=value.")

@@ -8,5 +8,5 @@ import random
 
 def rng(seed: int, *names: str | int) -> random.Random:
     """A generator of its own for each (seed, names): adding a consumer does not disturb the others."""
-    text = "/".join(str(part) for part in (seed, *names))
+    text = repr([str(part) for part in (seed, *names)])
     return random.Random(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))

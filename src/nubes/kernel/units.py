@@ -7,7 +7,17 @@ import re
 from nubes.kernel.errors import UsageError
 
 _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Zµ]*)\s*$")
-_SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_SECONDS = {
+    "us": 1e-6,
+    "µs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "min": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+    "w": 604800.0,
+}
 _BYTES = {
     "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
@@ -17,7 +27,9 @@ _BYTES = {
 def _split(text: str, units: dict[str, float] | dict[str, int], what: str, example: str) -> tuple[float, str]:
     match = _NUMBER.match(text)
     if match is None or match[2] not in units:
-        raise UsageError(f"{text!r} is not a {what}.", f"Write it as a number and one of {', '.join(units)}: {example}.")
+        raise UsageError(
+            f"{text!r} is not a {what}.", f"Write it as a number and one of {', '.join(units)}: {example}."
+        )
     return float(match[1]), match[2]
 
 
@@ -45,14 +57,19 @@ def show_seconds(value: float) -> str:
     """A duration as people read it: 64 us, 2.9 ms, 4.1 s, 12.5 min, 3.2 h."""
     for limit, scale, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (120.0, 1.0, "s"), (7200.0, 1 / 60, "min")):
         if abs(value) < limit:
-            return f"{value * scale:.3g} {unit}"
-    return f"{value / 3600:.3g} h"
+            return f"{_digits(value * scale)} {unit}"
+    return f"{_digits(value / 3600)} h"
 
 
 def show_bytes(value: float) -> str:
     """A size as people read it, in binary units."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(value) < 1024:
-            return f"{value:.3g} {unit}"
+            return f"{_digits(value)} {unit}"
         value /= 1024
-    return f"{value:.3g} TiB"
+    return f"{_digits(value)} TiB"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, but never `1e+03`."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"

@@ -11,7 +11,6 @@ import msgspec
 from nubes.functions.controller import Functions
 from nubes.kernel.policy import find
 
-
 DEFAULTS = {"keep-alive": "cidre", "queueing": "fifo", "cold-start": "fresh"}
 
 

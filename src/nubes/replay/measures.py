@@ -1,4 +1,4 @@
-"""What an outcome comes to: cold starts, latency, memory-time and dollars. The same numbers for a live run and a replay."""
+"""What an outcome comes to: cold starts, latency, memory-time, dollars. The same for a live run and for a replay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOLLARS_PER_GIB_S = (
 DOLLARS_PER_CALL = 0.20 / 1e6
 PERCENTILES = (50, 90, 95, 99)
 SHORTEST_S = 1e-3  # slowdown is latency over execution, of at least this: else calls that do nothing would decide it
-CURVE = 201  # points of a latency distribution
+NINES, POINTS = 4.0, 161  # a distribution is kept at as many quantiles, up to 99.99 %, denser towards the tail
 
 
 class Percentiles(msgspec.Struct, frozen=True):
@@ -42,6 +42,7 @@ class Measures(msgspec.Struct, frozen=True):
     wait_s: Percentiles  # from arrival to an instance
     slowdown: Percentiles  # latency over execution
     mean_latency_s: float
+    mean_wait_s: float
     function_cold: tuple[float, float, float]  # quartiles over functions of the share of their calls that were cold
     starts: int
     wasted_gib_s: float  # loaded without executing, parents in the process tree included
@@ -59,9 +60,8 @@ def measures(workload: Workload, outcome: Outcome) -> Measures:
     started = ~np.isnan(outcome.started_s)
     answered = outcome.end == ANSWERED
     latency = latencies(workload, outcome)
-    wait = (outcome.started_s - workload.arrival_s)[started]
+    wait = waits(workload, outcome)
     slowdown = latency / np.maximum(workload.exec_s[answered], SHORTEST_S)
-    ratios = function_cold(workload, outcome)
     memory = _memory(workload, outcome)
     got = max(1, int(started.sum()))
     return Measures(
@@ -74,9 +74,8 @@ def measures(workload: Workload, outcome: Outcome) -> Measures:
         wait_s=_percentiles(wait),
         slowdown=_percentiles(slowdown),
         mean_latency_s=float(latency.mean()) if len(latency) else 0.0,
-        function_cold=tuple(float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75)))
-        if len(ratios)
-        else (0.0, 0.0, 0.0),
+        mean_wait_s=float(wait.mean()) if len(wait) else 0.0,
+        function_cold=_quartiles(function_cold(workload, outcome)),
         starts=int((outcome.lives.function >= 0).sum()),
         dollars=memory["loaded_gib_s"] * DOLLARS_PER_GIB_S + workload.calls * DOLLARS_PER_CALL,
         peak_instances=int(memory.pop("peak_instances")),
@@ -91,6 +90,14 @@ def latencies(workload: Workload, outcome: Outcome) -> NDArray[np.float64]:
     return latency
 
 
+def waits(workload: Workload, outcome: Outcome) -> NDArray[np.float64]:
+    """Seconds from arrival to an instance of each call that got one."""
+    import numpy as np
+
+    wait: NDArray[np.float64] = (outcome.started_s - workload.arrival_s)[~np.isnan(outcome.started_s)]
+    return wait
+
+
 def function_cold(workload: Workload, outcome: Outcome) -> NDArray[np.float64]:
     """Share of cold calls of each function that was called, ascending."""
     import numpy as np
@@ -103,12 +110,28 @@ def function_cold(workload: Workload, outcome: Outcome) -> NDArray[np.float64]:
 
 
 def curve(values: NDArray[np.float64]) -> list[float]:
-    """`CURVE` evenly spaced quantiles: enough to draw a distribution."""
+    """The quantiles `1 - 10**-t`, t evenly from 0 to `NINES`: enough to draw a distribution with its tail."""
     import numpy as np
 
     if not len(values):
         return []
-    return [float(q) for q in np.quantile(values, np.linspace(0.0, 1.0, CURVE))]
+    return [float(q) for q in np.quantile(values, 1.0 - 10.0 ** -np.linspace(0.0, NINES, POINTS))]
+
+
+def even_curve(values: NDArray[np.float64]) -> list[float]:
+    """The percentiles 0 to 100."""
+    import numpy as np
+
+    return [float(q) for q in np.percentile(values, np.arange(101))] if len(values) else []
+
+
+def _quartiles(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    import numpy as np
+
+    if not len(values):
+        return 0.0, 0.0, 0.0
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return float(low), float(middle), float(high)
 
 
 def _percentiles(values: NDArray[np.float64]) -> Percentiles:
@@ -154,7 +177,8 @@ def _busy(workload: Workload, outcome: Outcome) -> NDArray[np.float64]:
         for calls in np.split(np.arange(len(row)), np.flatnonzero(np.diff(row)) + 1):
             until = np.maximum.accumulate(stop[calls])
             start[calls[1:]] = np.clip(start[calls[1:]], np.minimum(until[:-1], stop[calls[1:]]), None)
-    return np.bincount(row, weights=stop - start, minlength=len(outcome.lives.function))
+    busy: NDArray[np.float64] = np.bincount(row, stop - start, len(outcome.lives.function)).astype(np.float64)
+    return busy
 
 
 def _peak(start: NDArray[np.float64], stop: NDArray[np.float64], weight: NDArray[np.float64]) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nubes.replay.configuration import Configuration
-from nubes.replay.measures import Measures, curve, function_cold, latencies, measures
+from nubes.replay.measures import Measures, curve, even_curve, function_cold, latencies, measures, waits
 
 if TYPE_CHECKING:
     from nubes.workloads.outcome import Outcome
@@ -26,6 +26,7 @@ METRICS: dict[str, Callable[[Measures], float]] = {
     "wasted": lambda m: m.wasted_gib_s,
     "dollars": lambda m: m.dollars,
 }
+FINEST, FINEST_POINTS = 0.005, 0.0001  # differences below these are not worth an order, however exact the replay
 RESAMPLES, BLOCKS = 200, 40  # of the block bootstrap that tells how far a measured value itself may be off
 
 
@@ -35,6 +36,7 @@ class Result(msgspec.Struct, frozen=True):
     about: tuple[str, str, int, int, float]  # the workload: name, source, calls, functions, seconds
     measures: Measures
     latency_curve: list[float]
+    wait_curve: list[float]
     function_cold_curve: list[float]
     events: int
     wall_s: float
@@ -45,7 +47,8 @@ class Result(msgspec.Struct, frozen=True):
             (workload.name, workload.source, workload.calls, len(workload.specs), workload.seconds),
             measures(workload, outcome),
             curve(latencies(workload, outcome)),
-            curve(function_cold(workload, outcome)),
+            curve(waits(workload, outcome)),
+            even_curve(function_cold(workload, outcome)),
             outcome.events,
             outcome.wall_s,
         )
@@ -58,8 +61,9 @@ class Row(msgspec.Struct, frozen=True):
     configuration: Configuration
     measures: Measures
     range: dict[str, tuple[float, float]]
-    latency_curve: list[float]  # evenly spaced quantiles, of the first seed
-    function_cold_curve: list[float]
+    latency_curve: list[float]  # quantiles (`nubes.replay.measures.curve`), of the first seed
+    wait_curve: list[float]
+    function_cold_curve: list[float]  # percentiles over functions of the share of their calls that were cold
     events: int
     events_per_s: float
 
@@ -76,6 +80,7 @@ class Gap(msgspec.Struct, frozen=True):
     gap: dict[str, float]
     margin: dict[str, float]
     latency_curve: list[float]  # measured
+    wait_curve: list[float]
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -98,8 +103,8 @@ class Report(msgspec.Struct, frozen=True):
 def ranking(report: Report, metric: str = "p95") -> list[list[str]]:
     """Labels from best to worst; those that cannot be told apart share a place.
 
-    Two neighbours are told apart if they differ by more than the margin (of a recording), and if the ranges over the
-    seeds do not overlap.
+    Two neighbours are told apart if the ranges over the seeds do not overlap, and if they differ by more than the
+    margin: that of a recording, but at least half a percent (shares: 0.01 points).
     """
     value = METRICS[metric]
     rows = sorted(report.rows, key=lambda row: value(row.measures))
@@ -116,7 +121,8 @@ def apart(report: Report, metric: str, better: Row, worse: Row) -> bool:
     low, high = METRICS[metric](better.measures), METRICS[metric](worse.measures)
     if better.range[metric][1] >= worse.range[metric][0]:
         return False
-    margin = report.gap.margin[metric] if report.gap else 0.0
+    finest = FINEST_POINTS if metric == "cold_share" else FINEST
+    margin = max(finest, report.gap.margin[metric] if report.gap else 0.0)
     return high - low > (margin if metric == "cold_share" else margin * low)
 
 
@@ -130,6 +136,7 @@ def row_of(label: str, configuration: Configuration, results: Sequence[Result]) 
         _medians([r.measures for r in results]),
         {metric: (min(seen), max(seen)) for metric, seen in values.items()},
         results[0].latency_curve,
+        results[0].wait_curve,
         results[0].function_cold_curve,
         sum(r.events for r in results),
         sum(r.events for r in results) / wall_s if wall_s else 0.0,
@@ -145,7 +152,9 @@ def gap_of(recording: Recording, result: Result) -> Gap:
         was, is_now = value(measured), value(result.measures)
         gap[metric] = abs(is_now - was) if metric == "cold_share" else abs(is_now - was) / was if was else 0.0
         margin[metric] = hypot(gap[metric], noise.get(metric, 0.0))
-    return Gap(measured, result.measures, gap, margin, curve(latencies(recording.workload, recording.measured)))
+    workload, outcome = recording.workload, recording.measured
+    curves = curve(latencies(workload, outcome)), curve(waits(workload, outcome))
+    return Gap(measured, result.measures, gap, margin, *curves)
 
 
 def _noise(recording: Recording) -> dict[str, float]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from nubes.kernel.errors import UsageError
 from nubes.replay.configuration import DEFAULTS, Configuration
-from nubes.replay.report import Gap, Report, Row, gap_of, row_of
+from nubes.replay.report import Gap, Report, gap_of, row_of
 
 if TYPE_CHECKING:
+    from nubes.workloads.outcome import Outcome
     from nubes.workloads.recording import Recording
     from nubes.workloads.workload import Workload
 
@@ -33,6 +34,24 @@ class Job:
         self.label = label
         self.source = source
         self.seed = seed
+
+    def run(self, tick: Callable[[float], None]) -> tuple[Workload, Outcome]:
+        """Simulates; `tick` is told the share that is done."""
+        from nubes.drivers.sim import simulate
+        from nubes.functions.controller import Functions
+        from nubes.workloads.recording import Recording
+
+        controls = None
+        workload = self.source(self.seed) if callable(self.source) else self.source
+        if isinstance(workload, Recording):
+            recording, workload = workload, workload.workload
+            if self.configuration is None:
+                controls = recording.controls
+            else:
+                controls = recording.without_policies(capacity=not self.configuration.limited)
+        controller = Functions() if self.configuration is None else self.configuration.controller()
+        calls = max(1, workload.calls)
+        return workload, simulate(workload, controller, controls=controls, progress=lambda done: tick(done / calls))
 
 
 def replay(
@@ -127,22 +146,8 @@ def _carry_out(number: int) -> Any:
 
 def work(job: Job, tick: Callable[[float], None]) -> Any:
     """Runs one job and boils its outcome down to what a report needs."""
-    from nubes.drivers.sim import simulate
-    from nubes.functions.controller import Functions
     from nubes.replay.report import Result
-    from nubes.workloads.recording import Recording
 
-    controls = None
-    if isinstance(job.source, Recording):
-        workload = job.source.workload
-        if job.configuration is None:
-            controls = job.source.controls
-        else:
-            controls = job.source.without_policies(capacity=not job.configuration.limited)
-    else:
-        workload = job.source(job.seed) if callable(job.source) else job.source
-    controller = Functions() if job.configuration is None else job.configuration.controller()
-    calls = max(1, workload.calls)
-    outcome = simulate(workload, controller, controls=controls, progress=lambda done: tick(done / calls))
+    workload, outcome = job.run(tick)
     tick(1.0)
     return Result.of(workload, outcome)

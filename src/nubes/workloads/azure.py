@@ -29,10 +29,10 @@ def load_azure(
     (percentiles of milliseconds) and, if there, `*memory*.csv` (average MB), as published or as samples of it.
 
     What the trace does not hold is drawn from `seed`. Within its minute a call arrives at any instant
-    (`arrivals="uniform"`), or calls are equally far apart, at a phase of the function's own (`"equidistant"`). Durations
-    follow the straight line between percentiles. Memory is the app's average allocation. Azure publishes no cold-start
-    times: each start takes `start_s`, or by default a draw from Huawei's LogNormal fit (mean 3.24 s, standard deviation
-    7.10 s).
+    (`arrivals="uniform"`), or calls are equally far apart, at a phase of the function's own (`"equidistant"`).
+    Durations follow the straight line between percentiles. Memory is the app's average allocation. Azure publishes no
+    cold-start times: each start takes `start_s`, or by default a draw from Huawei's LogNormal fit (mean 3.24 s,
+    standard deviation 7.10 s).
     """
     import numpy as np
 

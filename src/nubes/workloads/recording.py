@@ -69,7 +69,7 @@ def events_of(folder: Path) -> list[Timed]:
 
 
 def load_recording(folder: Path, name: str = "") -> Recording:
-    """Reads the log of a live nubes from its data folder (or the log's own). Raises `UsageError` if nothing was called."""
+    """Reads the log of a live nubes from its data folder (or the log's own). `UsageError` if nothing was called."""
     return recording_of(events_of(folder), name or folder.name)
 
 
@@ -94,6 +94,7 @@ class _Call:
     how: int
     exec_s: float = nan
     ended_s: float = nan
+    after: bool = False  # handed over together with calls that run before it
     fails: int = 0
     end: int = -1  # unknown
 
@@ -105,6 +106,7 @@ class _Process:
     memory_bytes: int
     shares: int = 0  # what it was forked from: 0 nothing, 1 a parent, 2 a parent with the function's module
     ready_s: float = inf
+    answered_s: float = 0.0  # when it last gave an answer
     stop_s: float = inf
 
 
@@ -139,7 +141,10 @@ class _Fold:
         elif isinstance(event, e.Finished):
             call = self.open.get(event.call)
             if call is not None and call.instance == event.instance:
-                call.exec_s, call.ended_s = event.exec_s, now
+                by = self.instances[event.instance]
+                if call.after:  # it had another call to answer first
+                    call.started_s = max(call.started_s, by.answered_s)
+                call.exec_s, call.ended_s, by.answered_s = event.exec_s, now, now
                 call.end = ANSWERED if event.ok else FAILED
                 call.fails += not event.ok
         elif isinstance(event, e.InstanceReady):
@@ -192,6 +197,7 @@ class _Fold:
             call = self.open[id] = _Call(c.function.name, c.arrived_s, now, command.instance, command.how)
             self.calls.append(call)
         call.started_s, call.instance, call.how, call.end = now, command.instance, command.how, -1
+        call.after = len(command.calls) > 1 and not command.batch
 
     def _resolved(self, call: _Call, command: e.Resolve, now: float) -> None:
         if call.end != -1:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from typing import Any
 
+from nubes.drivers.local import secret_files
 from nubes.drivers.local.sessions import Session, ask, specs_from
 from nubes.functions import events as e
-from nubes.kernel.errors import NotFound
+from nubes.kernel.errors import NotFound, Unavailable
 from nubes.kernel.policy import make
 
 
 async def _safe(session: Session) -> None:
     """Returns once everything said so far is on disk."""
     future: asyncio.Future[None] = session.plane.loop.create_future()
-    session.plane.when_safe(lambda: future.done() or future.set_result(None))
+    session.plane.when_safe(
+        lambda: future.done() or future.set_result(None),
+        lambda why: future.done() or future.set_exception(Unavailable(why, "Free some space, then try again.")),
+    )
     await future
 
 
@@ -122,3 +127,46 @@ async def status(session: Session, args: dict[str, Any]) -> dict[str, Any]:
 async def shutdown(session: Session, args: dict[str, Any]) -> dict[str, Any]:
     session.plane.loop.call_later(0.05, session.stop.set)
     return {"pid": os.getpid()}
+
+
+@ask
+async def build(session: Session, args: dict[str, Any]) -> None:
+    """Builds an image's environment, if it is not there, while the client hears how it goes."""
+    tell = partial(session.printed, 0, "build/image", "stderr")
+    await session.plane.environments.build(args["environment"], args["definition"], tell)
+
+
+@ask
+async def store(session: Session, args: dict[str, Any]) -> Any:
+    """One operation on a shared dict or queue, or on all of them."""
+    return await session.plane.stores.answer(args["operation"], args["arguments"])
+
+
+@ask
+async def hold(session: Session, args: dict[str, Any]) -> None:
+    """Makes a dict or queue that is gone when this connection is."""
+    stores = session.plane.stores
+    await stores.answer("store_create", {**args, "ephemeral": True})
+    session.at_end.append(partial(stores.drop, args["kind"], args["name"]))
+
+
+@ask
+async def secret_put(session: Session, args: dict[str, Any]) -> None:
+    folder = session.plane.folder / "secrets"
+    secret_files.put(folder, args["name"], args["values"], bool(args["allow_existing"]))
+    secret_files.tidy(folder, {name for spec in session.plane.controller.specs.values() for name in spec.secrets})
+
+
+@ask
+async def secret_check(session: Session, args: dict[str, Any]) -> None:
+    secret_files.check(session.plane.folder / "secrets", args["name"], args["required"])
+
+
+@ask
+async def secret_list(session: Session, args: dict[str, Any]) -> list[str]:
+    return secret_files.listed(session.plane.folder / "secrets")
+
+
+@ask
+async def secret_delete(session: Session, args: dict[str, Any]) -> None:
+    secret_files.delete(session.plane.folder / "secrets", args["name"], bool(args["allow_missing"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import os
@@ -14,20 +15,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import nubes
 from nubes.drivers.local import wire
+from nubes.drivers.local.environments import Environments
 from nubes.drivers.local.limits import Limits
+from nubes.drivers.local.logstore import LogStore
 from nubes.drivers.local.processes import Processes
+from nubes.drivers.local.stores import Stores
 from nubes.functions import events as e
 from nubes.functions.controller import Functions
 from nubes.functions.spec import FunctionSpec
 from nubes.kernel.clock import WallClock
-from nubes.kernel.errors import NubesError, Unavailable, UsageError
+from nubes.kernel.errors import LogCorrupt, NubesError, Unavailable, UsageError
 from nubes.kernel.log import Log
 from nubes.kernel.message import Codec, Event
 from nubes.kernel.policy import SEAMS, load
 
 WRITE_S = 0.05  # how long a record that nobody waits for may stay in memory
 SNAPSHOT_RECORDS = 200_000  # how many records between snapshots
+
+
+_Safe = tuple[Callable[[], None], Callable[[str], None] | None]
 
 
 class Sink(Protocol):
@@ -50,6 +58,8 @@ class ControlPlane:
         self.shared = Path("/dev/shm" if os.path.isdir("/dev/shm") else folder) / f"nubes-{os.getuid()}-{self.log_id}"
         shutil.rmtree(self.shared, ignore_errors=True)
         self.shared.mkdir(mode=0o700)
+        self.environments = Environments(folder / "environments")
+        self.stores = Stores(folder / "stores.sqlite")
         self.policies = policies or {}
         self.cpu = cpu or float(len(os.sched_getaffinity(0)))
         self.memory_bytes = memory_bytes or int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.8)
@@ -63,10 +73,13 @@ class ControlPlane:
         self.sinks: dict[int, Sink] = {}
         self.watchers: dict[int, list[Sink]] = {}  # who fetches a durable call
         self.prints: Callable[[int, str, str, str], None] = lambda *_: None
+        self.flushed: Callable[[float], None] = lambda _: None  # told how long each flush of the log took
+        self.flushing_since_s = 0.0  # by the loop's clock; 0: no flush is under way
         self.running: dict[int, str] = {}  # instance -> function, for labels
         self.started_s = 0.0
         self.full = ""  # why nothing can be written, while nothing can
-        self._unsynced: list[Callable[[], None]] = []
+        self._observers: dict[type[Any], Callable[[Any], None]] = {}
+        self._unsynced: list[_Safe] = []
         self._syncing = False
         self._write_later = False
         self._snapshot_at = 0
@@ -107,12 +120,9 @@ class ControlPlane:
 
     def _recover(self) -> bool:
         """Folds the log; True if there was nothing in it."""
-        if self.log.snapshot is not None:
-            self.controller = pickle.loads(self.log.snapshot)
-        else:
-            self.controller = Functions()
+        start = self._restore()
         last = 0.0
-        for record in self.log.records():
+        for record in self.log.records(start):
             last, event = self.codec.decode(record)
             self.controller.handle(event, last)
         self.clock = WallClock(last)
@@ -120,8 +130,27 @@ class ControlPlane:
         self._snapshot_at = self.log.count
         return self.log.count == 0
 
+    def _restore(self) -> int:
+        """The newest state, and the record to go on from. A state of other code is made anew from the whole log."""
+        if self.log.snapshot is not None:
+            version, _, state = self.log.snapshot.partition(b"\n")
+            if version == _code_version() or self.log.first > 0:
+                try:
+                    self.controller = pickle.loads(state)
+                    return self.log.snapshot_at
+                except Exception as error:
+                    if self.log.first > 0:
+                        raise LogCorrupt(
+                            f"The state in {self.folder} was made by another version of nubes ({type(error).__name__}: {error}).",
+                            "Start that version once more, or begin with an empty data folder.",
+                        ) from None
+        self.controller = Functions()
+        return self.log.first
+
     def close(self) -> None:
         self.processes.close()
+        self.environments.close()
+        self.stores.close()
         self._snapshot()
         self.log.close()
         shutil.rmtree(self.shared, ignore_errors=True)
@@ -136,13 +165,31 @@ class ControlPlane:
         if not self._write_later:
             self._write_later = True
             self.loop.call_later(WRITE_S, self._write)
+        observer = self._observers.get(type(event))
+        if observer is not None:
+            observer(event)
         do = self._do
         for command in self.controller.handle(event, now):
             do[type(command)](command)
 
-    def when_safe(self, then: Callable[[], None]) -> None:
-        """Calls `then` once everything fed so far would survive a power cut. Many share one flush."""
-        self._unsynced.append(then)
+    def observe(self, kind: type[Any], then: Callable[[Any], None]) -> None:
+        """Calls `then` with each event of this kind before it is handled, or each command before it is done."""
+        where = self._do if kind in self._do else self._observers
+        following = where.get(kind)
+
+        def both(one: Any) -> None:
+            then(one)
+            if following is not None:
+                following(one)
+
+        where[kind] = both
+
+    def when_safe(self, then: Callable[[], None], otherwise: Callable[[str], None] | None = None) -> None:
+        """Calls `then` once everything fed so far would survive a power cut. Many share one flush.
+
+        If that cannot be had now, `otherwise` is told why; without it, `then` waits until it can.
+        """
+        self._unsynced.append((then, otherwise))
         if not self._syncing:
             self._syncing = True
             self.loop.call_soon(self._begin_sync)
@@ -160,7 +207,7 @@ class ControlPlane:
     def _cannot_write(self, error: OSError) -> None:
         if not self.full:
             self.full = f"The log in {self.folder} cannot be written: {error.strerror}."
-            print(f"nubes: {self.full} Free some space; nothing accepted is lost.", file=sys.stderr, flush=True)
+            complain(f"{self.full} Free some space; nothing accepted is lost.")
         if not self._write_later:
             self._write_later = True
             self.loop.call_later(1.0, self._write)
@@ -172,17 +219,23 @@ class ControlPlane:
             self.full = ""
         except OSError as error:
             self._cannot_write(error)
-            self._unsynced = waiting
+            self._unsynced = [(then, None) for then, otherwise in waiting if otherwise is None]
+            for _, otherwise in waiting:
+                if otherwise is not None:
+                    otherwise(self.full)
             self.loop.call_later(0.2, self._begin_sync)
             return
+        self.flushing_since_s = self.loop.time()
         future = self.loop.run_in_executor(None, self.log.sync)
         future.add_done_callback(lambda done: self._synced(done, waiting))
 
-    def _synced(self, done: asyncio.Future[None], waiting: list[Callable[[], None]]) -> None:
+    def _synced(self, done: asyncio.Future[None], waiting: list[_Safe]) -> None:
+        self.flushed(self.loop.time() - self.flushing_since_s)
+        self.flushing_since_s = 0.0
         if done.cancelled() or done.exception() is not None:
             self._unsynced = waiting + self._unsynced
         else:
-            for then in waiting:
+            for then, _ in waiting:
                 then()
         if self._unsynced:
             self.loop.call_soon(self._begin_sync)
@@ -191,7 +244,7 @@ class ControlPlane:
 
     def _snapshot(self) -> None:
         try:
-            self.log.save_snapshot(pickle.dumps(self.controller, 5))
+            self.log.save_snapshot(_code_version() + b"\n" + pickle.dumps(self.controller, 5))
             self._snapshot_at = self.log.count
         except OSError as error:
             self._cannot_write(error)
@@ -213,7 +266,7 @@ class ControlPlane:
         keep = bool(inputs)
         if not inputs or not all(inputs):
             inputs = [self.inputs.get(call) or (inputs[i] if inputs else b"") for i, call in enumerate(command.calls)]
-        self.processes.dispatch(command.instance, command.calls, command.method, command.hop, keep, inputs)
+        self.processes.dispatch(command, keep, inputs)
 
     def _instance_frame(self, instance: int, frame: list[Any]) -> None:
         kind = frame[0]
@@ -303,8 +356,8 @@ class ControlPlane:
         """The interpreter of an environment."""
         if not environment:
             return sys.executable
-        path = self.folder / "environments" / environment / "bin" / "python"
-        if not path.exists():
+        path = self.environments.python(environment)
+        if path is None:
             raise Unavailable(f"Environment {environment} has not been built.", "Deploy the app again.")
         return str(path)
 
@@ -325,6 +378,24 @@ class ControlPlane:
             source.mkdir(exist_ok=True)
             volumes[where] = str(source)
         return {"env": env, "volumes": volumes}
+
+
+@functools.cache
+def _code_version() -> bytes:
+    """One word for the code that a state is the fold of."""
+    digest = hashlib.sha256(nubes.__version__.encode())
+    for package in ("kernel", "functions"):
+        for path in sorted((Path(nubes.__file__).parent / package).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16].encode()
+
+
+def complain(text: str) -> None:
+    """Says something on standard error, which may itself be on the full disk that is complained about."""
+    try:
+        print(f"nubes: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        pass
 
 
 def _tell(sinks: list[Sink], command: e.Resolve, output: bytes) -> None:
@@ -353,9 +424,11 @@ async def _serve(folder: Path, policies: dict[str, str], cpu: float, memory_byte
     stop = asyncio.Event()
     plane = ControlPlane(folder, policies, cpu, memory_bytes)
     plane.start(loop)
+    printed = LogStore(folder / "logs", loop, plane.clock)
+    plane.prints = printed.add
     listener = listen(plane, stop)
     for finding in plane.log.findings:
-        print(f"nubes: {finding}", file=sys.stderr, flush=True)
+        complain(finding)
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     if watch_fd >= 0:
@@ -374,6 +447,7 @@ async def _serve(folder: Path, policies: dict[str, str], cpu: float, memory_byte
         listener.close()
         (folder / "socket").unlink(missing_ok=True)
         plane.close()
+        printed.close()
 
 
 def main() -> None:

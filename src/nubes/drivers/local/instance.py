@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import fcntl
 import inspect
 import io
 import os
-import random
 import resource
 import signal
 import socket
@@ -24,6 +24,8 @@ from nubes.drivers.local import limits, loading, payload, wire
 from nubes.functions.spec import FunctionSpec
 
 _loaded: dict[str, Any] = {}  # function -> what a parent has loaded for its forks
+lifeline = -1  # reading end of a pipe whose other end the control plane holds
+_F_SETSIG = 10
 _current: contextvars.ContextVar[int] = contextvars.ContextVar("call", default=0)
 
 
@@ -37,17 +39,52 @@ def preload(spec: FunctionSpec) -> None:
 
 
 def prime() -> None:
-    """In a parent, before it parks: walks the path a start will take, so that its first-use work is shared by all forks."""
+    """In a parent, before it parks: lives the whole life of an instance once, so that its first-use work is done.
+
+    What a start touches first (method caches, allocator, code paths) then lies in memory that all forks share; without it
+    each of them writes, and so copies, those pages anew.
+    """
+    kept = [os.dup(fd) for fd in (0, 1, 2)]
+    streams = sys.stdout, sys.stderr
     ours, theirs = socket.socketpair()
-    with ours, theirs:
-        stream = wire.Stream(theirs)
-        ours.sendall(wire.pack(wire.RUN, [0], "", False, False, [payload.dumps(((1,), {}), None)]))
-        args, kwargs = payload.loads(stream.recv()[5][0])
-        stream.send(wire.pack(wire.DONE, 0, True, 0.0, payload.dumps((args, kwargs), None), "", True))
     try:
-        raise ValueError("prime")
-    except ValueError as error:
-        _failure(error)
+        _loaded[""] = _nothing
+        for _ in range(2):
+            one = payload.dumps(((1,), {}), None)
+            ours.sendall(wire.pack(wire.RUN, [0], "", False, False, [one]) + wire.pack(wire.STOP))
+            run(theirs, FunctionSpec(name=""), _PRIMING)
+            ours.recv(1 << 16)
+    finally:
+        del _loaded[""]
+        sys.stdout, sys.stderr = streams
+        for fd, copy in enumerate(kept):
+            os.dup2(copy, fd)
+            os.close(copy)
+        ours.close()
+        theirs.close()
+
+
+def _nothing(value: Any) -> Any:
+    print(end="")
+    return value
+
+
+_PRIMING = {
+    "started": 0.0, "shared": "", "objects": "", "limits": [], "output": os.devnull, "variant": b"", "asgi": False, "env": {}, "volumes": {},
+}  # fmt: skip
+
+
+def lead_group() -> None:
+    """Makes the calling process lead a group of its own, which the kernel kills when the control plane is gone.
+
+    `lifeline` is the reading end of a pipe whose writing end only the control plane holds. Its signal goes to one group for
+    each time the pipe was opened, so every group opens it for itself.
+    """
+    os.setpgid(0, 0)
+    own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(own, fcntl.F_SETOWN, -os.getpid())
+    fcntl.fcntl(own, _F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(own, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
 
 
 class Instance:
@@ -73,7 +110,9 @@ class Instance:
 
     def method(self, name: str) -> Any:
         if name not in self.bound:
-            self.bound[name] = getattr(self.target, name) if name else self.target
+            bound = getattr(self.target, name) if name else self.target
+            web = self.spec.endpoints.get(name)
+            self.bound[name] = _asgi(bound) if web is not None and web.kind == "asgi" else bound
         return self.bound[name]
 
 
@@ -122,6 +161,8 @@ def run(sock: socket.socket, spec: FunctionSpec, setting: dict[str, Any]) -> Non
 
 def _settle(me: Instance, setting: dict[str, Any]) -> None:
     """Limits, environment variables, output, working folder, random numbers: all before any user code."""
+    if lifeline >= 0 and setting is not _PRIMING:
+        lead_group()
     limits.enter(setting["limits"], me.spec.memory_limit_bytes, bool(setting["limits"]))
     os.environ.update(setting["env"])
     os.environ.update(me.spec.env)
@@ -140,14 +181,13 @@ def _settle(me: Instance, setting: dict[str, Any]) -> None:
 
 
 def reseed() -> None:
-    """Forks of one parent must not draw the same random numbers."""
-    random.seed()
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and hasattr(numpy, "random"):
-        numpy.random.seed(int.from_bytes(os.urandom(4), "big"))
+    """Forks of one parent must not draw the same random numbers. (Python's own generator sees to itself.)"""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed(int.from_bytes(os.urandom(4), "big"))
     torch = sys.modules.get("torch")
-    if torch is not None and hasattr(torch, "seed"):
-        torch.manual_seed(int.from_bytes(os.urandom(7), "big"))
+    if torch is not None and hasattr(torch, "default_generator"):
+        torch.default_generator.manual_seed(int.from_bytes(os.urandom(7), "big"))
 
 
 def _mount(path: str, source: str) -> None:
@@ -168,7 +208,7 @@ def _mount(path: str, source: str) -> None:
 
 
 def _serve(me: Instance) -> None:
-    """One call, or one batch, at a time."""
+    """One batch, or the calls of one frame one after the other, at a time."""
     recv = me.stream.recv
     loop: asyncio.AbstractEventLoop | None = None
     while True:
@@ -179,14 +219,15 @@ def _serve(me: Instance) -> None:
             continue
         _, calls, method, hop, keep, inputs = frame
         function = me.method(method)
-        if len(calls) > 1 or me.spec.batching is not None:
+        if me.spec.batching is not None:
             _run_batch(me, calls, function, keep, inputs)
-            continue
-        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        elif inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             loop = loop or asyncio.new_event_loop()
-            loop.run_until_complete(_run_async(me, calls[0], function, hop, keep, inputs[0]))
+            for call, data in zip(calls, inputs, strict=True):
+                loop.run_until_complete(_run_async(me, call, function, hop, keep, data))
         else:
-            _run(me, calls[0], function, hop, keep, inputs[0])
+            for call, data in zip(calls, inputs, strict=True):
+                _run(me, call, function, hop, keep, data)
 
 
 def _run(me: Instance, call: int, function: Any, hop: bool, keep: bool, data: bytes) -> None:
@@ -214,8 +255,15 @@ def _run(me: Instance, call: int, function: Any, hop: bool, keep: bool, data: by
         if isinstance(error, (SystemExit, KeyboardInterrupt)):
             out = _failure(RuntimeError(f"the function ended its process with {error!r}"))
         del error
+    _flush()
     me.send(wire.DONE, call, ok, took, out, pushed, _release(mapped))
     _current.reset(token)
+
+
+def _flush() -> None:
+    """What a call printed arrives before its result, with or without a newline at the end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def _release(mapped: Any) -> bool:
@@ -249,6 +297,7 @@ def _run_batch(me: Instance, calls: list[int], function: Any, keep: bool, inputs
         ok, pushed = False, _backpressure(error)
         outputs = [_failure(error)] * len(calls)
     took = (time.monotonic() - started) / len(calls)
+    _flush()
     for call, out in zip(calls, outputs, strict=True):
         me.send(wire.DONE, call, ok, took, out, pushed, False)
     _current.reset(token)
@@ -296,6 +345,10 @@ async def _run_async(me: Instance, call: int, function: Any, hop: bool, keep: bo
             async for item in result:
                 me.send(wire.YIELDED, call, payload.dumps(item, me.segments))
             result = None
+        elif inspect.isgenerator(result):
+            for item in result:
+                me.send(wire.YIELDED, call, payload.dumps(item, me.segments))
+            result = None
         elif inspect.isawaitable(result):
             result = await result
         took = time.monotonic() - started
@@ -303,6 +356,7 @@ async def _run_async(me: Instance, call: int, function: Any, hop: bool, keep: bo
     except BaseException as error:
         took = time.monotonic() - started
         ok, out, pushed = False, _failure(error), _backpressure(error)
+    _flush()
     me.send(wire.DONE, call, ok, took, out, pushed, False)
 
 
@@ -399,10 +453,8 @@ class _Output(io.TextIOBase):
 
 def main() -> None:
     """A fresh interpreter that becomes an instance at once: descriptors of its socket and its lifeline in `argv`."""
-    from nubes.drivers.local.node import tie_to
-
-    os.setpgid(0, 0)
-    tie_to(int(sys.argv[2]))
+    global lifeline
+    lifeline = int(sys.argv[2])
     sock = socket.socket(fileno=int(sys.argv[1]))
     stream = wire.Stream(sock)
     spec, setting = stream.recv()

@@ -1,6 +1,7 @@
 """What an instance may use, enforced by the kernel: cgroups where they are writable (v2, or v1), else resource limits.
 
-Groups are made ahead and used again; an instance moves itself into its own before any user code runs.
+A group is taken only for an instance that declares a limit, and used again: moving a process into one costs milliseconds, more than
+the fork itself. How many processes any instance may have is watched by `nubes.drivers.local.watchdog`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
-MAX_PROCESSES = 512
-_CONTROLLERS = ("pids", "memory", "cpu")
+_CONTROLLERS = ("memory", "cpu")
 _PERIOD_US = 100_000
 
 
@@ -29,12 +29,12 @@ class Limits:
     def describe(self) -> str:
         """One sentence for `nubes up`."""
         if self.kind == "rlimit":
-            return "resource limits (memory per process; CPU and process counts are not limited: cgroups are not writable here)"
-        return f"{'cgroup v2' if self.kind == 'cgroup2' else 'cgroup v1'} (CPU, memory and processes per instance)"
+            return "resource limits (memory; CPU is not limited, since cgroups are not writable here)"
+        return f"{'cgroup v2' if self.kind == 'cgroup2' else 'cgroup v1'} (CPU and memory of instances that declare a limit)"
 
-    def take(self) -> str:
-        """A group for one instance; empty where there are none."""
-        if self.kind == "rlimit":
+    def take(self, cpu: float, memory_bytes: int) -> str:
+        """A group for one instance; empty where there are none, or nothing is to be limited."""
+        if self.kind == "rlimit" or not (cpu or memory_bytes):
             return ""
         if self._free:
             return self._free.pop()
@@ -50,9 +50,6 @@ class Limits:
             return []
         writes: list[tuple[str, str]] = []
         v2 = self.kind == "cgroup2"
-        pids = self._base.get("pids")
-        if pids:
-            writes.append((f"{pids}/{group}/pids.max", str(MAX_PROCESSES)))
         if "memory" in self._base and (memory_bytes or v2):
             file = "memory.max" if v2 else "memory.limit_in_bytes"
             writes.append((f"{self._base['memory']}/{group}/{file}", str(memory_bytes) if memory_bytes else "max"))
@@ -63,8 +60,7 @@ class Limits:
                 writes.append((f"{where}/cpu.max", f"{quota} {_PERIOD_US}"))
             else:
                 writes += [(f"{where}/cpu.cfs_period_us", str(_PERIOD_US)), (f"{where}/cpu.cfs_quota_us", quota)]
-        # A group without a limit of its own is not worth the move.
-        moves = ["pids"] if v2 else ["pids", *(["memory"] if memory_bytes else []), *(["cpu"] if cpu else [])]
+        moves = ["cpu"] if v2 else [*(["memory"] if memory_bytes else []), *(["cpu"] if cpu else [])]
         writes += [(f"{self._base[c]}/{group}/cgroup.procs", "0") for c in moves if c in self._base]
         return writes
 
@@ -151,11 +147,11 @@ def _find(name: str, root: Path) -> tuple[str, dict[str, str]]:
     """The first hierarchy in which groups can be made: v2, then v1, then none."""
     for v2 in (root, root / "unified"):
         try:
-            if "pids" in (v2 / "cgroup.controllers").read_text().split():
+            if {"memory", "cpu"} <= set((v2 / "cgroup.controllers").read_text().split()):
                 base = v2 / name
                 base.mkdir(exist_ok=True)
                 _delegate(v2)
-                if (base / "pids.max").exists():
+                if (base / "memory.max").exists():
                     return "cgroup2", dict.fromkeys(_CONTROLLERS, str(base))
         except OSError:
             continue
@@ -166,7 +162,7 @@ def _find(name: str, root: Path) -> tuple[str, dict[str, str]]:
             bases[controller] = str(root / controller / name)
         except OSError:
             continue
-    return ("cgroup1", bases) if "pids" in bases else ("rlimit", {})
+    return ("cgroup1", bases) if len(bases) == 2 else ("rlimit", {})
 
 
 def _delegate(group: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from nubes import place
 from nubes.functions.spec import Code
 
 MAIN = "__nubes_main__"  # the name under which a user's script is imported
@@ -26,6 +27,7 @@ def import_packages(names: tuple[str, ...]) -> None:
 
 def load(code: Code) -> Any:
     """The object that `code` names: a function, or a class. Raises what its import raises."""
+    place.enter()
     if code.pickled:
         return pickle.loads(code.pickled)
     target: Any = load_module(code)

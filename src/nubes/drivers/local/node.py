@@ -6,7 +6,6 @@ starts no thread and, while parked, only waits on its control socket.
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 import signal
@@ -22,7 +21,6 @@ import msgspec
 from nubes.drivers.local import instance, limits, loading, payload, wire  # noqa: F401
 from nubes.functions.spec import FunctionSpec
 
-_F_SETSIG = 10
 _decode_spec = msgspec.msgpack.Decoder(FunctionSpec).decode
 
 
@@ -35,18 +33,14 @@ class Parked(Exception):
 
 def main() -> None:
     """The root of a tree: `argv` holds the descriptor numbers of its control socket and of its lifeline."""
-    control, lifeline = int(sys.argv[1]), int(sys.argv[2])
-    os.setpgid(0, 0)
-    tie_to(lifeline)
-    grow(socket.socket(fileno=control), (), b"", prime=sys.argv[3] == "1")
-
-
-def tie_to(lifeline: int) -> None:
-    """Has the kernel kill this whole process group when the control plane, which holds the other end, is gone."""
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgid(0))
-    fcntl.fcntl(lifeline, _F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    os.set_inheritable(lifeline, True)
+    control = int(sys.argv[1])
+    instance.lifeline = int(sys.argv[2])
+    instance.lead_group()
+    sock = socket.socket(fileno=control)
+    data, _ = wire.recv_with_fds(sock)
+    if data:
+        _, imports, spec, prime = wire.unbody(data)
+        grow(sock, tuple(imports), spec, prime)
 
 
 def grow(control: socket.socket, imports: tuple[str, ...], spec: bytes, prime: bool) -> None:
@@ -66,7 +60,7 @@ def grow(control: socket.socket, imports: tuple[str, ...], spec: bytes, prime: b
         gc.collect()
         gc.freeze()
         gc.disable()
-        control.send(wire.body(wire.PARKED, time.monotonic() - started, _private_bytes()))
+        control.send(wire.body(wire.PARKED, os.getpid(), time.monotonic() - started, _private_bytes()))
         try:
             _serve(control, spec)
         except Parked as parked:

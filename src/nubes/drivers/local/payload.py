@@ -11,6 +11,7 @@ import itertools
 import mmap
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -190,10 +191,10 @@ def loads(payload: bytes) -> Any:
     return load_mapped(payload)[0]
 
 
-def load_mapped(payload: bytes) -> tuple[Any, mmap.mmap | None]:
-    """The value, and the private mapping its buffers lie in (None if they do not)."""
+def load_mapped(payload: bytes, unpickle: Callable[..., Any] = pickle.loads) -> tuple[Any, mmap.mmap | None]:
+    """The value, and the private mapping its buffers lie in (None if they do not). `unpickle` may be a stricter one."""
     if payload[:1] == b"P":
-        return pickle.loads(memoryview(payload)[1:]), None
+        return unpickle(memoryview(payload)[1:]), None
     header = _decode(memoryview(payload)[1:])
     fd = os.open(header.segment, os.O_RDONLY)
     try:
@@ -203,7 +204,7 @@ def load_mapped(payload: bytes) -> tuple[Any, mmap.mmap | None]:
     view = memoryview(mapped)
     buffers = [view[start : start + length] for start, length in header.spans]
     view.release()
-    value = pickle.loads(header.pickled, buffers=buffers)
+    value = unpickle(header.pickled, buffers=buffers)
     return value, mapped
 
 

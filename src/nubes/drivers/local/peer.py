@@ -9,7 +9,8 @@ from typing import Any
 
 from nubes.drivers.local.wire import Splitter
 
-_CHUNK = 1 << 18
+_buffer = bytearray(1 << 18)  # shared by all peers of the process: each read is copied out at once
+_view = memoryview(_buffer)
 
 
 class Peer:
@@ -49,15 +50,15 @@ class Peer:
 
     def _readable(self) -> None:
         try:
-            data = self._sock.recv(_CHUNK)
+            size = self._sock.recv_into(_buffer)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self.close()
             return
-        for frame in self._splitter.feed(data):
+        for frame in self._splitter.feed(bytes(_view[:size])):
             self._on_frame(frame)
 
     def _flush(self) -> None:

@@ -16,15 +16,17 @@ from typing import Any
 
 import msgspec
 
-from nubes.drivers.local import wire
+from nubes.drivers.local import watchdog, wire
 from nubes.drivers.local.limits import Limits
 from nubes.drivers.local.peer import Peer
 from nubes.functions import events as e
 from nubes.functions.spec import FunctionSpec
+from nubes.kernel.errors import NubesError
 from nubes.kernel.units import show_bytes
 
 GRACE_S = 30.0  # how long an instance's exit hooks may take
 _STATUS_S = 0.5  # how long a parent may take to say how its child ended
+_LINGER_S = 0.1  # how long an ended instance's socket is still read
 
 _encode_spec = msgspec.msgpack.Encoder().encode
 
@@ -50,14 +52,13 @@ class Process:
 class Parent:
     """A parked process of the tree and its control socket."""
 
-    __slots__ = ("control", "id", "lifeline", "pid", "popen", "queue", "spec")
+    __slots__ = ("control", "id", "pid", "popen", "queue", "spec")
 
     def __init__(self, id: int, control: socket.socket) -> None:
         self.id = id
         self.control = control
         self.pid = 0
         self.popen: subprocess.Popen[bytes] | None = None
-        self.lifeline = -1
         self.queue: deque[tuple[bytes, list[socket.socket]]] = deque()
         self.spec = ""
 
@@ -91,7 +92,10 @@ class Processes:
         self.instances: dict[int, Process] = {}
         self.by_pid: dict[int, Process] = {}
         self.parents: dict[int, Parent] = {}
+        self._lifelines: dict[int, int] = {}  # pid -> writing end: when the last copy closes, the kernel ends what we started
         (folder / "output").mkdir(exist_ok=True)
+        self.watchdog = watchdog.Watchdog(lambda: self.by_pid, self._too_many)
+        self._watch()
 
     # -- commands ------------------------------------------------------------------------------------------------
 
@@ -101,15 +105,21 @@ class Processes:
         if spec is None or (command.node and parent is None):
             self.loop.call_soon(self.report, e.InstanceLost(command.instance, "its parent in the process tree is gone"))
             return
-        process = Process(command.instance, spec.name, command.node, self.limits.take())
+        process = Process(command.instance, spec.name, command.node, self.limits.take(spec.cpu_limit, spec.memory_limit_bytes))
         self.instances[process.id] = process
         ours, theirs = socket.socketpair()
         process.peer = Peer(self.loop, ours, lambda frame: self._frame(process, frame), lambda: self._hung_up(process))
         setting = self._setting(spec, command, process.group)
         if parent is None:
-            process.popen = self._spawn(spec.environment, "instance", theirs)
+            try:
+                process.popen = self._spawn(spec.environment, "instance", theirs)
+            except (NubesError, OSError) as error:
+                process.doomed = f"no process could be started for it: {error}"
+                theirs.close()  # its peer sees the end
+                return
             process.pid = process.popen.pid
             self.by_pid[process.pid] = process
+            self._await_exit(process, process.popen)
             process.peer.send(wire.pack(_encode_spec(spec), setting))
             theirs.close()
         else:
@@ -128,10 +138,10 @@ class Processes:
             **self.settings(spec),
         }
 
-    def dispatch(self, instance: int, calls: tuple[int, ...], method: str, hop: bool, keep: bool, inputs: list[bytes]) -> None:
-        process = self.instances.get(instance)
+    def dispatch(self, command: e.Dispatch, keep: bool, inputs: list[bytes]) -> None:
+        process = self.instances.get(command.instance)
         if process is not None and process.peer is not None:
-            process.peer.send(wire.pack(wire.RUN, calls, method, hop, keep, inputs))
+            process.peer.send(wire.pack(wire.RUN, command.calls, command.method, command.hop, keep, inputs))
 
     def interrupt(self, command: e.Interrupt) -> None:
         process = self.instances.get(command.instance)
@@ -155,17 +165,22 @@ class Processes:
         ours.setblocking(False)
         node = Parent(command.node, ours)
         spec = self.specs.get(command.function)
+        packed = _encode_spec(spec) if spec else b""
         if command.parent:
             above = self.parents.get(command.parent)
             if above is None:
                 self.loop.call_soon(self.report, e.NodeLost(command.node, "its parent is gone"))
                 return
-            packed = _encode_spec(spec) if spec else b""
             self._tell(above, wire.body(wire.GROW, command.imports, packed, self.prime()), [theirs])
         else:
-            node.popen = self._spawn(command.environment, "node", theirs)
+            try:
+                node.popen = self._spawn(command.environment, "node", theirs)
+            except (NubesError, OSError) as error:
+                self.loop.call_soon(self.report, e.NodeLost(command.node, f"no process could be started for it: {error}"))
+                return
             node.pid = node.popen.pid
             theirs.close()
+            self._tell(node, wire.body(wire.GROW, command.imports, packed, self.prime()), [])
         node.spec = command.function
         self.parents[node.id] = node
         self.loop.add_reader(ours.fileno(), self._parent_readable, node)
@@ -179,23 +194,28 @@ class Processes:
 
     def _spawn(self, environment: str, module: str, theirs: socket.socket) -> subprocess.Popen[bytes]:
         """A fresh interpreter, in a process group of its own that the kernel ends with the control plane."""
-        if not hasattr(self, "_lifelines"):
-            self._lifelines: list[int] = []
         reading, writing = os.pipe()
-        self._lifelines.append(writing)
-        argv = [self.python(environment), "-m", f"nubes.drivers.local.{module}", str(theirs.fileno()), str(reading)]
+        argv = [self.python(environment), "-P", "-m", f"nubes.drivers.local.{module}", str(theirs.fileno()), str(reading)]
         output = os.open(self.folder / "output" / "nubes.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        here = str(Path(__file__).parents[3])
-        paths = [here, *(p for p in sys.path if p.endswith("site-packages"))] if environment else [here]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])}
+        env = dict(os.environ)
+        paths = env.pop("PYTHONPATH", "")
+        if environment:  # sees its own packages alone; nubes is linked into it
+            env["PATH"] = f"{Path(argv[0]).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
+        else:
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), paths]))
         try:
-            return subprocess.Popen(
-                [*argv, "1" if self.prime() else "0"],
+            popen = subprocess.Popen(
+                argv,
                 pass_fds=(theirs.fileno(), reading), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env,
             )  # fmt: skip
+        except OSError:
+            os.close(writing)
+            raise
         finally:
             os.close(reading)
             os.close(output)
+        self._lifelines[popen.pid] = writing
+        return popen
 
     def _tell(self, parent: Parent, data: bytes, sockets: list[socket.socket]) -> None:
         parent.queue.append((data, sockets))
@@ -234,7 +254,8 @@ class Processes:
             elif frame[0] == wire.EXITED:
                 self._exited(frame[1], frame[2])
             elif frame[0] == wire.PARKED:
-                self.report(e.NodeReady(node.id, frame[1], frame[2]))
+                node.pid = frame[1]
+                self.report(e.NodeReady(node.id, frame[2], frame[3]))
             elif frame[0] == wire.FAILED_TO_GROW:
                 self._parent_lost(node, frame[1])
                 return
@@ -274,17 +295,25 @@ class Processes:
             process.status = status
             if process.peer is not None and process.peer.closed:
                 self._end(process)
+            else:  # what it still said is read first; its socket may never close, if a child of it holds it
+                self.loop.call_later(_LINGER_S, self._end, process)
 
     def _kill(self, process: Process) -> None:
         if process.ended:
             return
         if process.pid:
-            try:
-                os.kill(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            watchdog.end_group(process.pid)
         if process.group:
             self.limits.kill(process.group)
+
+    def _watch(self) -> None:
+        self.watchdog.look()
+        self.loop.call_later(watchdog.CHECK_S, self._watch)
+
+    def _too_many(self, pid: int, tasks: int) -> None:
+        process = self.by_pid.get(pid)
+        if process is not None:
+            process.doomed = f"it had {tasks} processes and threads, more than the {watchdog.MAX_TASKS} an instance may have, and was killed"
 
     def _frame(self, process: Process, frame: list[Any]) -> None:
         if not process.ended:
@@ -294,18 +323,20 @@ class Processes:
         """The socket closed: wait a moment to learn how the process ended, then report it."""
         if process.status is not None or (process.node and process.node not in self.parents):
             self._end(process)
-        elif process.popen is not None:
-            self._await_exit(process, time.monotonic() + GRACE_S)
         else:
-            self.loop.call_later(_STATUS_S, self._end, process)
+            self.loop.call_later(_STATUS_S if process.popen is None else GRACE_S, self._end, process)
 
-    def _await_exit(self, process: Process, until: float) -> None:
-        assert process.popen is not None
-        process.status = process.popen.poll()
-        if process.status is None and time.monotonic() < until:
-            self.loop.call_later(0.01, self._await_exit, process, until)
-        else:
-            self._end(process)
+    def _await_exit(self, process: Process, popen: subprocess.Popen[bytes]) -> None:
+        """Has a process that is our own child reported when it ends."""
+        watch = os.pidfd_open(popen.pid)
+
+        def ended() -> None:
+            self.loop.remove_reader(watch)
+            os.close(watch)
+            os.close(self._lifelines.pop(popen.pid))
+            self._exited(popen.pid, popen.wait())
+
+        self.loop.add_reader(watch, ended)
 
     def _end(self, process: Process) -> None:
         if process.ended:
@@ -313,6 +344,8 @@ class Processes:
         reason = process.doomed or self._reason(process)
         self._kill(process)
         process.ended = True
+        if process.peer is not None:
+            process.peer.close()
         self.by_pid.pop(process.pid, None)
         if process.group and self.limits.out_of_memory(process.group):
             self.limits.retire(process.group)
@@ -339,7 +372,7 @@ class Processes:
         for node in self.parents.values():
             self.loop.remove_reader(node.control.fileno())
             node.control.close()
-        for writing in getattr(self, "_lifelines", []):
+        for writing in self._lifelines.values():
             os.close(writing)
         self.limits.close()
 

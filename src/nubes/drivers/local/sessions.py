@@ -18,7 +18,7 @@ from nubes.drivers.local.peer import Peer
 from nubes.functions import events as e
 from nubes.functions.events import FAILED
 from nubes.functions.spec import FunctionSpec
-from nubes.kernel.errors import NubesError, UsageError
+from nubes.kernel.errors import NubesError, Unavailable, UsageError
 
 PROTOCOL = 1
 _owners = itertools.count(1)
@@ -76,7 +76,8 @@ class Session:
         self.calls: set[int] = set()
         self.watched: set[int] = set()
         self.apps: set[str] = set()  # ephemeral ones, which go with it
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: dict[int, asyncio.Task[None]] = {}  # by the number of what was asked
+        self.at_end: list[Callable[[], object]] = []
         self.follows: Callable[[], None] | None = None
         self.peer = Peer(plane.loop, sock, self._frame, self._gone)
 
@@ -110,8 +111,11 @@ class Session:
             self.plane.feed(e.Cancelled(frame[1], frame[2]))
         elif kind == wire.ASK:
             task = self.plane.loop.create_task(self._ask(frame[1], frame[2], frame[3]))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            self.tasks[frame[1]] = task
+            task.add_done_callback(lambda _: self.tasks.pop(frame[1], None))
+        elif kind == wire.UNASK:
+            if frame[1] in self.tasks:
+                self.tasks[frame[1]].cancel()
         elif kind == wire.HELLO:
             self.peer.send(wire.pack(wire.WELCOME, PROTOCOL, str(self.plane.shared), str(self.plane.folder), os.getpid()))
 
@@ -123,12 +127,19 @@ class Session:
                 self.plane.submit(event, data, self)
                 if self.plane.sinks.pop(call, None) is not None:  # else it was refused, and the client has been told
                     actual = self.plane.controller.keys.get((function + variant, key), call) if key else call
-                    self.plane.when_safe(lambda: self.peer.send(wire.pack(wire.ACCEPTED, call, actual)))
+                    accepted = wire.pack(wire.ACCEPTED, call, actual)
+                    self.plane.when_safe(lambda: self.peer.send(accepted), lambda why: self._not_kept(call, why))
             else:
                 self.calls.add(call)
                 self.plane.submit(event, data, self)
         except NubesError as error:
-            self.result(call, FAILED, str(error), b"")
+            kind = "unavailable: " if isinstance(error, Unavailable) else ""
+            self.result(call, FAILED, kind + str(error), b"")
+
+    def _not_kept(self, call: int, why: str) -> None:
+        """The call could not be written down: it is withdrawn, and the client told that it was not accepted."""
+        self.plane.feed(e.Cancelled(call, True))
+        self.result(call, FAILED, f"unavailable: {why} Free some space; the call was not accepted.", b"")
 
     def _fetch(self, call: int, wait: bool) -> None:
         controller = self.plane.controller
@@ -153,8 +164,10 @@ class Session:
         self.peer.send(wire.pack(wire.ANSWER, number, failed, answer))
 
     def _gone(self) -> None:
-        for task in self.tasks:
+        for task in self.tasks.values():
             task.cancel()
+        for finish in self.at_end:
+            finish()
         for call in self.watched:
             self.plane.unwatch(call, self)
         if self.calls or self.apps:

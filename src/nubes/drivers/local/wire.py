@@ -15,10 +15,10 @@ import msgspec
 _LENGTH = struct.Struct("<I")
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16  # small enough for the allocator to serve without new pages
 
 # client -> control plane
-HELLO, CALL, FETCH, UNFETCH, CANCEL, ASK, READING = range(7)
+HELLO, CALL, FETCH, UNFETCH, CANCEL, ASK, UNASK = range(7)
 # control plane -> client
 WELCOME, RESULT, ACCEPTED, YIELD, LOG, ANSWER, PENDING = range(10, 17)
 # control plane -> instance
@@ -90,6 +90,15 @@ class Stream:
             self._frames = self._splitter.feed(data)
             self._frames.reverse()
         return self._frames.pop()
+
+    def alive(self) -> bool:
+        """Whether the other side is still there, as far as is known without waiting."""
+        try:
+            return self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     def waiting(self) -> bool:
         """Whether a frame can be taken without reading from the socket."""

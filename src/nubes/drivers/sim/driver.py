@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import inf, nan
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from nubes.workloads.workload import Workload
 
 CHUNK = 65_536  # calls turned from columns into Python numbers at a time
 PATIENCE_S = 2 * 86_400.0  # how long after the workload's end calls may still be answered
+UNLIMITED_BYTES = 2**62  # stands for no limit where a whole number is asked for
 
 Timed = tuple[float, Any]
 
@@ -38,11 +39,14 @@ def simulate(
 
     Deploys every function at time 0, or else feeds `controls`, (time, event) in order of time, as they come.
     Schedules are left out: the calls they made are part of the workload. Where a call arrives at the very time of
-    another event, the other goes first. `progress` is told the calls submitted so far. The same arguments give the
-    same outcome.
+    another event, the other goes first. With `record` the outcome's log holds every event, and begins with those that
+    set the controller's policies. `progress` is told the calls submitted so far. The same arguments give the same
+    outcome.
     """
-    run = _Run(workload, record)
-    begun = time.perf_counter()
+    run = _Run(workload)
+    if record:
+        run.log = _beginning(controller)
+    begun = perf_counter()
     collecting = gc.isenabled()
     gc.collect()
     gc.freeze()  # what is alive now stays alive: not looked at again
@@ -53,7 +57,7 @@ def simulate(
         gc.unfreeze()
         if collecting:
             gc.enable()
-    return run.outcome(events, time.perf_counter() - begun)
+    return run.outcome(events, perf_counter() - begun)
 
 
 def deployments(workload: Workload) -> list[Timed]:
@@ -84,10 +88,10 @@ class _Processes:
 
 
 class _Run:
-    def __init__(self, workload: Workload, record: bool) -> None:
+    def __init__(self, workload: Workload) -> None:
         n = workload.calls
         self.workload = workload
-        self.log: list[Timed] | None = [] if record else None
+        self.log: list[Timed] | None = None
         self.started_s = np.full(n, nan)
         self.ended_s = np.full(n, nan)
         self.how = np.zeros(n, np.int8)
@@ -103,7 +107,7 @@ class _Run:
         """The loop. Local names and one level of code: this is what a replay spends its time in."""
         workload, log, rows = self.workload, self.log, self.rows
         handle, process = controller.handle, self._process
-        submitted, finished, timer_fired = e.Submitted, e.Finished, e.TimerFired
+        submitted, finished, timer_fired, restarted = e.Submitted, e.Finished, e.TimerFired, e.Restarted
         dispatch, resolve, set_timer, succeeded = e.Dispatch, e.Resolve, e.SetTimer, e.SUCCEEDED
         exec_s = _numbers(np.ascontiguousarray(workload.exec_s))
         held_s = exec_s if workload.overhead_s is None else _numbers(workload.exec_s + workload.overhead_s)
@@ -137,7 +141,7 @@ class _Run:
                 now, _, event = heappop(heap)
                 if (now > seconds and answered >= submissions >= calls) or now > last:
                     break
-                if type(event) is e.Restarted:
+                if type(event) is restarted:
                     self._restart(now)
                     heap = [entry for entry in heap if entry[1] <= len(controls)]
                     heapify(heap)
@@ -174,15 +178,20 @@ class _Run:
                         sequence += 1
                         heappush(heap, (until, sequence, finished(call, command.instance, ok, took)))
                         continue
+                    begins = now
                     took = max(exec_s[call] for call in batch)
                     until = now + max(held_s[call] for call in batch)
                     for call in batch:
-                        started[call] = now
+                        if not command.batch:  # one after the other
+                            took, until = exec_s[call], begins + held_s[call]
+                        started[call] = begins
                         ended[call] = until
                         how[call] = command.how
                         instance[call] = rows[command.instance]
                         sequence += 1
                         heappush(heap, (until, sequence, finished(call, command.instance, True, took)))
+                        if not command.batch:
+                            begins = until
                 elif kind is resolve:
                     answered += 1
                     call = command.call
@@ -241,6 +250,17 @@ class _Run:
         lives = Lives(np.array(p.function, np.int32), start_s, ready_s, stop_s, held)
         log = self.log or []
         return Outcome(self.started_s, self.ended_s, self.how, self.instance, self.end, lives, events, wall_s, log)
+
+
+def _beginning(controller: Functions) -> list[Timed]:
+    """The events that make a new controller like this one, which has not run yet."""
+    policies = {
+        "keep-alive": controller.keep_alives[""].text,
+        "queueing": controller.queueing.text,
+        "cold-start": controller.tree.policy.text,
+    }
+    capacity = e.CapacitySet(controller.cpu, int(min(controller.memory_bytes, UNLIMITED_BYTES)))
+    return [(0.0, capacity), *((0.0, e.PolicySet(seam, text)) for seam, text in policies.items())]
 
 
 def _numbers(column: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import pairwise
 from math import exp, inf
 from typing import Any
 
@@ -14,9 +15,9 @@ from nubes.kernel.units import seconds
 PAPER = Paper(
     "huawei-cold-starts", "Huawei cold-start model", "Serverless Cold Starts and Where to Find Them", "EuroSys 2025"
 )
-GAPS = 8  # gaps between calls that a rhythm is learned from
+GAPS = 12  # gaps between calls that a rhythm is learned from
 CYCLE = 4  # gaps a rhythm may have before it repeats
-REGULAR = 0.25  # a gap this far off, as a share of it, is no rhythm
+REGULAR = 0.25  # what may vary by this share of itself, or by twice the keep-alive, is regular
 PROVISIONING = 1.5  # times the mean cold start, as room for a slow one
 
 
@@ -25,75 +26,78 @@ class TimerAware(KeepAlive):
     """Unload functions called by a clock at once and load them just before the next tick; keep others for `keep`.
 
     The next tick is known from a function's schedule, or learned from the gaps between its calls: from the first on
-    if it is said to be called by a timer, else from `GAPS` that repeat. Ticks that come within `keep` do not unload.
-    `slack` is what a tick may be early or late beyond what was seen.
+    if it is said to be called by a timer, else from `GAPS` that are regular. Ticks that come within `keep` do not
+    unload. `slack` is what a tick may be early or late beyond what was seen.
     """
 
     def __init__(self, keep: str | float = "60s", slack: str | float = "1s") -> None:
         self.keep = Window(0.0, seconds(keep, "keep"))
         self.slack_s = seconds(slack, "slack")
-        self.gaps: dict[str, deque[float]] = {}
+        self.calls: dict[str, deque[float]] = {}  # function -> when its latest calls arrived
 
     def arrived(self, f: FunctionView, now: float) -> None:
-        gaps = self.gaps.get(f.name)
-        if gaps is not None:
-            gaps.append(now - f.last_arrival_s)
-        else:
-            self.gaps[f.name] = deque((now - f.last_arrival_s,) if f.last_arrival_s > -inf else (), GAPS)
+        calls = self.calls.get(f.name)
+        if calls is None:
+            calls = self.calls[f.name] = deque(maxlen=GAPS + 1)
+        calls.append(now)
 
     def window(self, f: FunctionView, now: float) -> Window:
-        tick_s, error_s = self.next_tick(f, now)
-        ahead_s = tick_s - now
-        if ahead_s == inf:
+        keep_s = self.keep.keep_s
+        calls = self.calls.get(f.name)
+        if f.spec.schedule is None and (not calls or calls[-1] - calls[0] <= keep_s):
+            return self.keep  # often called, or not yet often enough to tell
+        first_s, last_s = self.next_tick(f, now)
+        if last_s == inf or last_s - first_s > max(2.0 * keep_s, REGULAR * (last_s - f.last_arrival_s)):
             return self.keep
-        late_s = ahead_s + error_s + self.slack_s
-        early_s = PROVISIONING * f.cold_start_s + error_s + self.slack_s
-        if ahead_s <= max(self.keep.keep_s, early_s):
-            return Window(0.0, max(self.keep.keep_s, late_s))
-        return Window(ahead_s - early_s, late_s - (ahead_s - early_s))
+        until_s = max(keep_s, last_s - now + self.slack_s)
+        prewarm_s = first_s - now - PROVISIONING * f.cold_start_s - self.slack_s
+        if first_s - now <= keep_s or prewarm_s <= 0.0:
+            return Window(0.0, until_s)
+        return Window(prewarm_s, until_s - prewarm_s)
 
     def next_tick(self, f: FunctionView, now: float) -> tuple[float, float]:
-        """When the next call is due, and how far off that may be; `inf` if there is no telling."""
+        """When the next call is due, at the earliest and at the latest; (now, inf) if there is no telling."""
         schedule = f.spec.schedule
-        if schedule is not None and not schedule.period_s:
-            return next_time(schedule, now), 0.0
-        timer = f.spec.trigger == "timer"
-        gap_s, error_s = (schedule.period_s, 0.0) if schedule else rhythm(self.gaps.get(f.name, ()), timer)
-        tick_s = f.last_arrival_s + gap_s
-        return (tick_s, error_s) if tick_s > now else (inf, inf)
+        if schedule is not None:
+            tick_s = f.last_arrival_s + schedule.period_s if schedule.period_s else next_time(schedule, now)
+            return tick_s, tick_s
+        gaps = [later - call for call, later in pairwise(self.calls.get(f.name, ()))]
+        first_s, last_s = rhythm(gaps, f.spec.trigger == "timer")
+        if f.last_arrival_s + last_s <= now:
+            return now, inf
+        return max(now, f.last_arrival_s + first_s), f.last_arrival_s + last_s
 
     def scores(self, question: str, *view: Any) -> list[tuple[str, float]]:
-        """Seconds to the next tick, how far off it may be, and the keep-alive otherwise."""
+        """Seconds to the next tick, at the earliest and at the latest, and the keep-alive otherwise."""
         if question != "window":
             return []
-        tick_s, error_s = self.next_tick(*view)
-        return [("next tick", tick_s - view[1]), ("error", error_s), ("keep", self.keep.keep_s)]
+        first_s, last_s = self.next_tick(*view)
+        return [("earliest", first_s - view[1]), ("latest", last_s - view[1]), ("keep", self.keep.keep_s)]
 
 
-def rhythm(gaps: deque[float] | tuple[float, ...], timer: bool) -> tuple[float, float]:
-    """The gap that follows `gaps` if they repeat every one to `CYCLE`, and the largest error such a guess has made.
+def rhythm(gaps: list[float], timer: bool) -> tuple[float, float]:
+    """The least and the most that the gap after `gaps` was, if they repeat every one to `CYCLE`; (0, inf) if unknown.
 
-    (inf, inf) if they do not. Known to be made by a `timer`, a single gap is taken for its period.
+    That is one gap known to be made by a `timer`, else `GAPS` of them. A longer cycle has to halve the spread.
     """
-    seen = list(gaps)
-    if timer and len(seen) == 1:
-        return seen[0], 0.0
-    best = (inf, inf)
-    if timer or len(seen) == GAPS:
-        for cycle in range(1, min(CYCLE, len(seen) // 2) + 1):
-            error = max(abs(a - b) for a, b in zip(seen, seen[cycle:], strict=False))
-            if error < best[1] and error <= REGULAR * seen[-cycle]:
-                phase = seen[-cycle::-cycle]
-                best = (sum(phase) / len(phase), error)
-    return best
+    if not gaps or not (timer or len(gaps) == GAPS):
+        return 0.0, inf
+    bounds, spread = (min(gaps), max(gaps)), max(gaps) - min(gaps)
+    for cycle in range(2, min(CYCLE, len(gaps) // 2) + 1):
+        phases = [gaps[-offset::-cycle] for offset in range(1, cycle + 1)]
+        spread_of_cycle = max(max(phase) - min(phase) for phase in phases)
+        if spread_of_cycle < spread / 2.0:
+            bounds, spread = (min(phases[-1]), max(phases[-1])), spread_of_cycle
+    return bounds
 
 
 @policy("peak-shaving", paper=PAPER)
 class PeakShaving(Queueing):
     """Asynchronous calls that need another instance wait, at most `delay`, while the load is above its usual level.
 
-    Load is the number of busy instances; its usual level fades with the time constant `usual`; above `peak` times
-    that level is a peak. Asynchronous are calls not made by `call` or `http`, of functions without criticality.
+    Load is the number of busy and starting instances; its usual level fades with the time constant `usual`; above
+    `peak` times that level is a peak. As many calls go at once as fit below it. Asynchronous are calls not made by
+    `call` or `http`, of functions without criticality.
     """
 
     limits = True
@@ -103,32 +107,37 @@ class PeakShaving(Queueing):
         self.delay_s = seconds(delay, "delay")
         self.peak = peak
         self.fade = 1.0 - exp(-self.tick_s / seconds(usual, "usual"))
-        self.level: float | None = None  # usual number of busy instances, once the first tick has come
+        self.level: float | None = None  # usual number of these instances, once the first tick has come
         self.running = 0
         self.noted: dict[str, int] = {}  # function -> its part of `running`
-        self.since: dict[str, float] = {}  # function -> when its calls began to be held
+        self.since: dict[str, float] = {}  # function -> since when some of its calls wait
         self.freed: dict[str, int] = {}  # function -> calls that have been held for long enough and still have to go
 
     def admit(self, f: FunctionView, now: float) -> float:
-        if f.spec.trigger in ("call", "http") or f.spec.criticality > 0 or f.idle or self.freed.get(f.name):
+        self._note(f, f.busy + f.starting)
+        if f.idle or self.freed.get(f.name) or not waits(f):
             return now
-        if self.level is None or self.running < self.peak * self.level + 1.0:
-            self.since.pop(f.name, None)
+        if now + self.tick_s > self.since.setdefault(f.name, now) + self.delay_s:  # the next tick would be too late
+            del self.since[f.name]
+            self.freed[f.name] = f.queued
             return now
-        since = self.since.setdefault(f.name, now)
-        if now < since + self.delay_s:
-            return min(now + self.tick_s, since + self.delay_s)
-        del self.since[f.name]
-        self.freed[f.name] = f.queued
-        return now
+        return now if self.running < self._peak_from() else now + self.tick_s
+
+    def allowance(self, f: FunctionView, now: float) -> int:
+        if self.freed.get(f.name) or not waits(f):
+            return f.queued
+        below = self._peak_from() - self.running
+        return f.queued if below == inf else max(1, int(below))
 
     def issued(self, f: FunctionView, now: float) -> None:
-        self._note(f, f.busy)
+        self._note(f, f.busy + f.starting)
+        if not f.queued:
+            self.since.pop(f.name, None)
         if self.freed.get(f.name):
             self.freed[f.name] = min(self.freed[f.name] - 1, f.queued)
 
     def finished(self, f: FunctionView, ok: bool, exec_s: float, backpressure: str, now: float) -> None:
-        self._note(f, f.busy - (f.spec.concurrency == 1))  # the instance counts as busy until this returns
+        self._note(f, f.busy + f.starting - (f.spec.concurrency == 1))  # it counts as busy until this returns
 
     def tick(self, utilisation: float, now: float) -> None:
         self.level = float(self.running) if self.level is None else self.level + self.fade * (self.running - self.level)
@@ -137,8 +146,17 @@ class PeakShaving(Queueing):
         """The load, and from where on it counts as a peak."""
         if question != "admit":
             return []
-        return [("busy instances", self.running), ("peak from", self.peak * (self.level or 0.0) + 1.0)]
+        return [("instances", self.running), ("peak from", self._peak_from())]
+
+    def _peak_from(self) -> float:
+        """The load from which on it is a peak; one call more than usual never is."""
+        return inf if self.level is None else self.peak * self.level + 1.0
 
     def _note(self, f: FunctionView, busy: int) -> None:
         self.running += busy - self.noted.get(f.name, 0)
         self.noted[f.name] = busy
+
+
+def waits(f: FunctionView) -> bool:
+    """Whether calls of `f` can wait: nobody waits for their answer."""
+    return f.spec.trigger not in ("call", "http") and f.spec.criticality <= 0

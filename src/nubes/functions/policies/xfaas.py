@@ -81,7 +81,7 @@ class XFaas(Queueing):
 
     def admit(self, f: FunctionView, now: float) -> float:
         limits = self._now(f, now)
-        if self.slow_start and limits.issued >= self._growth(limits):
+        if limits.issued >= self.slow_start > 0 and limits.issued >= self._growth(limits):
             return limits.since_s + self.window_s
         rate = self.rate(f, limits)
         if rate == inf:
@@ -90,6 +90,13 @@ class XFaas(Queueing):
             return inf
         lacking = 1.0 - self._tokens(limits, rate, now)
         return now if lacking <= ROUNDING else now + lacking / rate
+
+    def allowance(self, f: FunctionView, now: float) -> int:
+        limits = self._now(f, now)
+        rate = self.rate(f, limits)
+        growth = self._growth(limits) - limits.issued if self.slow_start else inf
+        tokens = self._tokens(limits, rate, now) if rate < inf else inf
+        return int(min(f.queued, growth - f.starting, tokens + ROUNDING - f.starting))
 
     def issued(self, f: FunctionView, now: float) -> None:
         limits = self._now(f, now)
@@ -116,9 +123,10 @@ class XFaas(Queueing):
     def rate(self, f: FunctionView, limits: Limits) -> float:
         """Calls a second that `f` may start now."""
         opportunistic = f.spec.quota == "opportunistic"
-        if f.spec.quota_cpu:
-            return min(limits.ceiling, self._quota(f) * (self.scale if opportunistic else 1.0))
-        return 0.0 if opportunistic and not self.scale else limits.ceiling
+        if not f.spec.quota_cpu:
+            return 0.0 if opportunistic and not self.scale else limits.ceiling
+        quota = self._quota(f) * self.scale if opportunistic else self._quota(f)
+        return quota if quota < limits.ceiling else limits.ceiling
 
     def scores(self, question: str, *view: Any) -> list[tuple[str, float]]:
         """What each limit allows: calls a second by quota and by callees, calls in this window; and the scale."""
@@ -158,7 +166,7 @@ class XFaas(Queueing):
     def _close(self, f: FunctionView, limits: Limits) -> None:
         """Additive increase, multiplicative decrease, at the end of a window."""
         if max(limits.failed.values(), default=0) > self.threshold * limits.ended:
-            rate = limits.issued / self.window_s
+            rate = max(limits.issued, limits.ended) / self.window_s  # never 0: it could not grow again
             limits.base = limits.base or rate
             limits.ceiling = self.cut * min(limits.ceiling, rate)
         elif limits.ceiling < inf:

@@ -1,0 +1,233 @@
+"""`nubes replay`, `why`, `try`, `coldstart`, `papers` and `reproduce`: asking what was, and what would have been."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from nubes import ids
+from nubes.cli import output
+from nubes.cli.options import Data, Json, folder
+from nubes.kernel.errors import NotFound, UsageError
+from nubes.kernel.units import show_seconds, size_bytes
+
+if TYPE_CHECKING:
+    from nubes.replay.ledger import Ledger
+
+coldstart = typer.Typer(help="Cold starts: what they are made of, and what would spare them.", no_args_is_help=True)
+
+Progress = Callable[[float, str], None]
+Trace = Annotated[
+    str, typer.Argument(help="A folder, a name below NUBES_TRACES, or a generator. Left out: what this nubes recorded.")
+]
+Html = Annotated[Path | None, typer.Option(help="Write a page with the distributions drawn.")]
+Seeds = Annotated[int, typer.Option(min=1, help="How many times, with other random draws, what a trace leaves open.")]
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress | None]:
+    """A bar on standard error, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda share, what: progress.update(task, completed=share, description=what)
+
+
+def _workload(trace: str, data: str | None, seeds: int) -> Any:
+    """A recording, a workload, or, for several seeds, what makes one from a seed."""
+    from nubes import workloads
+    from nubes.workloads.recording import Recording
+
+    where = folder(data)
+    name = trace or str(where)
+    if not trace and not (where / "log").is_dir():
+        raise UsageError(f"Nothing was recorded in {where}.", "Name a trace, or run something first.")
+    first = workloads.load(name)
+    return first if seeds == 1 or isinstance(first, Recording) else functools.partial(workloads.load, name)
+
+
+def replay(
+    trace: Trace = "",
+    keep_alive: Annotated[str, typer.Option(help="Policies to compare, with commas between.")] = "fixed-window,hybrid-histogram,cidre",
+    queueing: Annotated[str, typer.Option(help="The same for queueing.")] = "",
+    cold_start: Annotated[str, typer.Option(help="The same for cold starts.")] = "",
+    cpu: Annotated[float | None, typer.Option(help="CPU cores to give out.", show_default="unlimited")] = None,
+    memory: Annotated[str | None, typer.Option(help='Memory to give out, e.g. "64GiB".', show_default="unlimited")] = None,
+    seeds: Seeds = 1,
+    html: Html = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Replay a workload under other policies, in virtual time, and compare them."""
+    from nubes.kernel.policy import split
+    from nubes.replay import configurations
+    from nubes.replay import replay as run
+
+    chosen = configurations(
+        split(keep_alive) or [""], split(queueing) or [""], split(cold_start) or [""],
+        inf if cpu is None else cpu, inf if memory is None else size_bytes(memory, "memory"),
+    )  # fmt: skip
+    workload = _workload(trace, data, seeds)
+    with progress_bar() as progress:
+        report = run(workload, chosen, seeds=range(seeds), progress=progress)
+    if html is not None:
+        from nubes.replay.page import html as page
+
+        _write(html, page(report))
+    if json:
+        output.as_json(report.to_dict())
+        return
+    from nubes.replay.terminal import table
+
+    output.console().print(table(report))
+    if html is not None:
+        print(f"The page is {html}.")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.", "Choose another file with --html.") from None
+
+
+def why(
+    call: Annotated[str, typer.Argument(metavar="CALL", help="A call's id, like fc-1x9k2m4p7qr3t.")],
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Explain a call: the chain of events, what each policy saw, what it chose and what lost."""
+    from nubes.replay.why import why as explain
+
+    number = ids.parse(call)
+    where = folder(data)
+    if not (where / "log").is_dir():
+        raise UsageError(f"{where} holds no log.", "Name the data folder of a nubes that ran, with --data.")
+    try:
+        explanation = explain(where, number)
+    except NotFound:
+        raise NotFound(f"Call {call} is not in the log of {where}.", "`nubes call list` and `nubes logs --json` show ids.") from None
+    if json:
+        output.as_json({**explanation.to_dict(), "call": call})
+    else:
+        output.console().print(explanation)
+
+
+@coldstart.command()
+def report(
+    data: Data = None,
+    json: Json = False,
+    starts: Annotated[bool, typer.Option("--starts", help="Every single start, too.")] = False,
+) -> None:
+    """Split every cold start of the recorded run into its parts, and say what would save most."""
+    from nubes.replay.advice import advice
+    from nubes.replay.ledger import ledger, totals
+
+    where = folder(data)
+    if not (where / "log").is_dir():
+        raise UsageError(f"{where} holds no log.", "Name the data folder of a nubes that ran, with --data.")
+    made = ledger(where)
+    advised = advice(made)
+    if json:
+        answer: dict[str, Any] = {
+            "seconds": made.seconds, "policies": made.policies, "totals": totals(made.functions),
+            "functions": made.functions, "advice": advised,
+        }  # fmt: skip
+        if starts:
+            answer["starts"] = _starts(made)
+        output.as_json(msgspec.to_builtins(answer))
+        return
+    _show_ledger(made, starts)
+    if advised:
+        print()
+        output.table("What would have saved most (savings of one function overlap)", ("function", "saves", "share", "starts", "a day", "how"), (
+            (a.function, show_seconds(a.saves_s), f"{a.share:.0%}", a.starts, f"${a.dollars_per_day:.4f}", f"{a.change}  {a.what}") for a in advised
+        ), right=("saves", "share", "starts", "a day"))  # fmt: skip
+
+
+def _starts(made: Ledger) -> list[dict[str, Any]]:
+    return [
+        {"function": s.function, "call": ids.show(s.call), "source": s.source, "wall_s": s.wall_s, "parts": s.parts()}
+        for s in made.starts
+        if s.complete
+    ]
+
+
+def _show_ledger(made: Ledger, starts: bool) -> None:
+    from nubes.replay.ledger import PARTS
+
+    cold = sum(f.cold for f in made.functions)
+    calls = sum(f.calls for f in made.functions)
+    print(f"{cold} of {calls} calls waited for a new instance, in {show_seconds(made.seconds)}. Means over those calls:")
+    output.table("", ("function", "cold", "ahead", *PARTS, "wall", "utility"), (
+        (f.function, f.cold, f.ahead, *(show_seconds(f.parts[p] / f.cold) if f.cold else "" for p in PARTS),
+         show_seconds(f.wall_s / f.cold) if f.cold else "", "" if f.utility is None else f"{f.utility:.3g}")
+        for f in made.functions
+    ), right=("cold", "ahead", *PARTS, "wall", "utility"))  # fmt: skip
+    print("ahead: instances that no call waited for. utility: (lifetime - last idle time) / start time, the median; below 1 starts cost more than they gave.")
+    if starts:
+        print()
+        output.table("Starts", ("call", "function", "from", *PARTS, "wall"), (
+            (one["call"], one["function"], one["source"], *(show_seconds(one["parts"][p]) for p in PARTS), show_seconds(one["wall_s"]))
+            for one in _starts(made)
+        ), right=(*PARTS, "wall"))  # fmt: skip
+
+
+def papers(json: Json = False) -> None:
+    """The published systems in the box."""
+    from nubes.papers import catalogue
+
+    entries = catalogue()
+    if json:
+        output.as_json([msgspec.to_builtins(entry) for entry in entries])
+        return
+    words = {True: "holds", False: "does not hold", None: ""}
+    output.table("", ("id", "venue", "seam", "mode", "claims", "title"), (
+        (p.id, p.venue, p.seam, p.mode, words[p.holds], p.title) for p in entries
+    ))  # fmt: skip
+    print("Check one: `nubes reproduce ID`.")
+
+
+def reproduce(
+    id: Annotated[str, typer.Argument(metavar="ID", help="A published system, from `nubes papers`.")],
+    seeds: Annotated[int, typer.Option(min=1, help="How many runs with other random draws.")] = 3,
+    trace: Annotated[str | None, typer.Option(help="Another workload than the reproduction's own.")] = None,
+    scale: Annotated[str, typer.Option(help="small (about a minute) or full (what the claim asks for).")] = "small",
+    json: Json = False,
+) -> None:
+    """Check a published system's claims against the baseline of its own paper. Exit code 1 if one does not hold."""
+    from nubes.papers import reproduce as run
+
+    with progress_bar() as progress:
+        results = run(id, seeds=seeds, trace=trace, scale=scale, progress=progress)
+    if json:
+        output.as_json([msgspec.to_builtins(result) for result in results])
+    else:
+        _show_results(results)
+    if any(result.holds is False for result in results):
+        raise typer.Exit(1)
+
+
+def _show_results(results: list[Any]) -> None:
+    words = {True: "holds", False: "DOES NOT HOLD", None: "not measured"}
+    for r in results:
+        m = r.measured
+        measured = "" if m.median is None else f"measured {m.median:.4g} ({m.min:.4g} to {m.max:.4g}), "
+        print(f"{words[r.holds]}: {r.claim}")
+        print(f"  {measured}paper: {r.paper or 'no figure'}; against {r.baseline}; {r.metric}")
+        print(f"  {r.workload}; {r.mode}, {r.seconds:.1f} s")
+

@@ -1,0 +1,182 @@
+"""The shared dicts and queues of a control plane, in one SQLite file of its data folder.
+
+All work on the file is done by one thread; what is asked for while it is busy goes into its next transaction, so that
+many share one flush. An answer is given when its transaction is on disk. Waiting for an item, or for room, is a
+future that the next put, or get, resolves: nothing polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from nubes.drivers.local.store_operations import OPERATIONS, SCHEMA, Operation, empty
+from nubes.kernel.errors import Unavailable
+
+
+class Stores:
+    """Answers the ask `store`. `answer` raises `NotFound` for a store that does not exist and may not be made."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, "nubes-stores")
+        self._db: sqlite3.Connection | None = None
+        self._asked: list[tuple[Operation, dict[str, Any], asyncio.Future[Any]]] = []
+        self._busy = False
+        self._lines: dict[tuple[str, str, str], deque[asyncio.Future[None]]] = {}
+
+    async def answer(self, operation: str, arguments: dict[str, Any]) -> Any:
+        if operation == "queue_get":
+            return await self._get(arguments)
+        if operation == "queue_put":
+            return await self._put(arguments)
+        done = await self._do(operation, arguments)
+        if operation in ("queue_clear", "store_delete"):
+            self._wake("room", arguments["name"], None)
+            self._wake("items", arguments["name"], None)
+        return done
+
+    def close(self) -> None:
+        """Waits for the transaction under way."""
+        if self._db is not None:
+            self._thread.submit(self._db.close)
+        self._thread.shutdown()
+
+    def drop(self, kind: str, name: str) -> None:
+        """Removes a store that nobody is to use any more."""
+        self._do("store_delete", {"kind": kind, "name": name, "allow_missing": True})
+
+    # -- waiting -------------------------------------------------------------------------------------------------
+
+    async def _get(self, arguments: dict[str, Any]) -> list[bytes]:
+        """Up to `count` items, in order; waits for the first of them up to `timeout` seconds, forever if None."""
+        name, partition = arguments["name"], arguments["partition"]
+
+        def give_back(rows: list[tuple[int, bytes]]) -> None:
+            self._do("queue_return", {**arguments, "rows": rows})
+            self._wake("items", name, partition, len(rows))
+
+        rows = await self._when("items", arguments, "queue_take", give_back)
+        self._wake("room", name, partition, len(rows or ()))
+        return [value for _, value in rows or ()]
+
+    async def _put(self, arguments: dict[str, Any]) -> bool:
+        """Appends `values`, all or none; waits for room as `_get` does for items. False if there was none in time."""
+        done = await self._when("room", arguments, "queue_append", lambda _: None)
+        if done:
+            self._wake("items", arguments["name"], arguments["partition"], len(arguments["values"]))
+        return bool(done)
+
+    async def _when(
+        self, what: str, arguments: dict[str, Any], operation: str, give_back: Callable[[Any], None]
+    ) -> Any:
+        """Tries `operation`, again each time `what` may have come, until its result is not empty."""
+        loop = asyncio.get_running_loop()
+        timeout = arguments["timeout"]
+        until = None if timeout is None else loop.time() + timeout
+        key = (what, arguments["name"], arguments["partition"])
+        while True:
+            turn: asyncio.Future[None] = loop.create_future()
+            line = self._lines.setdefault(key, deque())
+            line.append(turn)
+            came = False
+            work = self._do(operation, arguments)
+            try:
+                result = await asyncio.shield(work)
+                left = None if until is None else until - loop.time()
+                if result or (left is not None and left <= 0):
+                    return result
+                await asyncio.wait_for(turn, left)
+                came = True
+            except TimeoutError:
+                continue  # looks one last time
+            except asyncio.CancelledError:
+                work.add_done_callback(lambda done: _undo(done, give_back))
+                raise
+            finally:
+                if turn in line:
+                    line.remove(turn)
+                if not line:
+                    self._lines.pop(key, None)
+                if turn.done() and not turn.cancelled() and not came:
+                    self._wake(*key)  # it was called up, and leaves: the next one's turn
+
+    def _wake(self, what: str, name: str, partition: str | None, count: int = 1) -> None:
+        """Lets the first `count` who wait look again; all partitions, and all who wait, if `partition` is None."""
+        for key in [key for key in self._lines if key[:2] == (what, name) and partition in (None, key[2])]:
+            line = self._lines[key]
+            left = len(line) if partition is None else count
+            while line and left > 0:
+                turn = line.popleft()
+                if not turn.done():
+                    turn.set_result(None)
+                    left -= 1
+
+    # -- working -------------------------------------------------------------------------------------------------
+
+    def _do(self, operation: str, arguments: dict[str, Any]) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked.append((OPERATIONS[operation], arguments, future))
+        if not self._busy:
+            self._next()
+        return future
+
+    def _next(self) -> None:
+        batch, self._asked = self._asked, []
+        self._busy = bool(batch)
+        if batch:
+            loop = asyncio.get_running_loop()
+            work = loop.run_in_executor(self._thread, self._transact, [(do, arguments) for do, arguments, _ in batch])
+            work.add_done_callback(lambda done: self._committed(done, [future for _, _, future in batch]))
+
+    def _committed(self, done: asyncio.Future[list[Any]], futures: list[asyncio.Future[Any]]) -> None:
+        failed = done.exception()
+        results = (
+            done.result() if failed is None else [Unavailable(f"{self._path} cannot be used: {failed}.")] * len(futures)
+        )
+        for future, result in zip(futures, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        self._next()
+
+    def _transact(self, batch: list[tuple[Operation, dict[str, Any]]]) -> list[Any]:
+        """In the thread: one transaction; an operation that fails leaves nothing and does not disturb the others."""
+        if self._db is None:
+            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            self._path.chmod(0o600)
+            self._db.executescript(SCHEMA)
+            for (store,) in self._db.execute("SELECT id FROM stores WHERE ephemeral").fetchall():
+                empty(self._db, store)  # whoever made it went with an earlier control plane
+        results: list[Any] = []
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for operation, arguments in batch:
+                self._db.execute("SAVEPOINT one")
+                try:
+                    results.append(operation(self._db, arguments))
+                except Exception as error:
+                    if isinstance(error, sqlite3.OperationalError):
+                        raise  # the file itself: full, or broken
+                    self._db.execute("ROLLBACK TO one")
+                    results.append(error)
+                self._db.execute("RELEASE one")
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        return results
+
+
+def _undo(done: asyncio.Future[Any], give_back: Callable[[Any], None]) -> None:
+    if not done.cancelled() and done.exception() is None and done.result():
+        give_back(done.result())

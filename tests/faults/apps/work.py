@@ -1,0 +1,67 @@
+"""Functions that leave a mark each time they run, so that a test can count the runs."""
+
+import os
+import time
+
+import nubes
+
+app = nubes.App("work")
+
+
+def mark(folder, name):
+    fd = os.open(os.path.join(folder, str(name)), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(fd, b"x")
+    os.close(fd)
+
+
+@app.function(cpu=0.0)
+def slow(folder, n, seconds=0.2):
+    mark(folder, n)
+    time.sleep(seconds)
+    return n * n
+
+
+@app.function()
+def die_once(folder, n):
+    first = not os.path.exists(os.path.join(folder, str(n)))
+    mark(folder, n)
+    if first:
+        os._exit(3)
+    return n
+
+
+@app.function()
+def die_always(n):
+    os._exit(3)
+
+
+@app.function()
+def spin():
+    while True:
+        pass
+
+
+@app.function()
+def pid():
+    return os.getpid()
+
+
+@app.function()
+def plus(n):
+    return n + 1
+
+
+@app.function(max_queued=5, max_instances=1)
+def narrow(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+@app.function()
+def bomb():
+    import subprocess
+
+    # Bounded by itself too: should nobody stop it, it ends after five seconds.
+    code = "import os,time\nend=time.time()+5\nfor _ in range(700):\n if time.time()<end and os.fork()==0:\n  time.sleep(5); os._exit(0)\ntime.sleep(5)"
+    subprocess.run(["python3", "-c", code])
+    return "survived"

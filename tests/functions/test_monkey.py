@@ -1,0 +1,115 @@
+"""Seeded random days: whatever happens in whatever order, the invariants hold and every call is answered once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nubes.functions import events as e
+from nubes.functions.controller import Functions
+from nubes.functions.invariants import check
+from nubes.functions.spec import FunctionSpec
+from nubes.kernel.fingerprint import fingerprint
+
+from .monkey import Monkey, monkey_policies
+
+
+@pytest.fixture(autouse=True)
+def policies_of_the_monkey() -> Iterator[None]:
+    with monkey_policies():
+        yield
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_any_policies(block: int) -> None:
+    for seed in range(block * 40, block * 40 + 40):
+        Monkey(seed).run(200)
+
+
+@pytest.mark.parametrize("block", range(2))
+def test_policies_that_decide_by_dice(block: int) -> None:
+    names = {"keep-alive": ["monkey"], "queueing": ["monkey-limits", "fifo"], "cold-start": ["monkey"]}
+    for seed in range(block * 30, block * 30 + 30):
+        Monkey(10_000 + seed, names).run(300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(100))
+def test_thousands_of_days(block: int) -> None:
+    for seed in range(block * 100, block * 100 + 100):
+        Monkey(100_000 + seed).run(300)
+
+
+def story(seed: int) -> str:
+    monkey = Monkey(seed, twins=False).run(200)
+    return f"{monkey.digest()} {fingerprint(monkey.c)}"
+
+
+SCRIPT = """
+import importlib, sys
+sys.path.insert(0, sys.argv[1])
+test = importlib.import_module(sys.argv[2])
+with test.monkey_policies():
+    print("\\n".join(test.story(seed) for seed in range(int(sys.argv[3]))))
+"""
+
+
+def test_the_same_events_give_the_same_commands_and_state_in_another_process() -> None:
+    here = [story(seed) for seed in range(12)]
+    root = Path(__file__).parents[__name__.count(".")]
+    for hash_seed in ("1", "4711"):
+        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        arguments = [sys.executable, "-c", SCRIPT, str(root), __name__, "12"]
+        there = subprocess.run(arguments, env=env, capture_output=True, text=True, check=True)
+        assert there.stdout.split("\n")[:-1] == here
+
+
+# -- the checker notices ----------------------------------------------------------------------------------------------
+
+
+def busy_controller() -> Functions:
+    c = Functions(keep_alive="no-unload", cold_start="seuss", cpu=8.0, memory_bytes=1 << 31)
+    c.handle(e.Deployed("a", 1, (FunctionSpec(name="a/f", concurrency=2), FunctionSpec(name="a/g"))), 0.0)
+    for call in range(1, 6):
+        c.handle(e.Submitted(call, "a/f" if call < 5 else "a/g", key=f"k{call % 4}"), 1.0)
+    for node in list(c.tree.where):
+        c.handle(e.NodeReady(node, 1.0), 2.0)
+    c.handle(e.InstanceReady(1), 3.0)
+    assert check(c) == []
+    assert c.functions["a/f"].busy
+    assert c.functions["a/g"].queued
+    return c
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        "c.functions['a/f'].busy += 1",
+        "c.functions['a/f'].queued += 1",
+        "c.functions['a/g'].starting -= 1",
+        "c.cpu_used += 0.125",
+        "c.memory_used -= 1",
+        "c.functions['a/f'].open[1] = c.instances[1]",
+        "c.instances[1].calls.clear()",
+        "c.instances[1].load = 3",
+        "del c.instances[1]",
+        "c.calls[1].instance = 77",
+        "c.functions['a/g'].waiting.clear()",
+        "c.functions['a/g'].instances.popitem()",
+        "c.functions['a/g'].blocked = True",
+        "del c.functions['a/f']",
+        "c.keys['a/f', 'k2'] = 3",
+        "c.aliases[99] = 1",
+        "next(iter(c.tree.where.values())).children += 1",
+        "c.tree.where.popitem()",
+    ],
+)
+def test_the_checker_notices(break_it: str) -> None:
+    c = busy_controller()
+    exec(break_it, {"c": c})
+    assert check(c) != []
