@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "nubes.app": (
-        "App Cls Cron Function FunctionCall Period asgi_app batched concurrent enter exit fastapi_endpoint method parameter web_endpoint"
+    "nubes.app": "App",
+    "nubes.api.calls": "Cls Function FunctionCall",
+    "nubes.api.decorators": (
+        "Cron Period asgi_app batched concurrent enter exit fastapi_endpoint method parameter web_endpoint"
     ),
     "nubes.functions.spec": "Retries",
     "nubes.images": "Image",
@@ -23,10 +25,11 @@ _NAMES = {name: module for module, names in _WHERE.items() for name in names.spl
 __all__ = [*sorted(_NAMES), "__version__"]
 
 if TYPE_CHECKING:
-    from nubes.app import (
-        App, Cls, Cron, Function, FunctionCall, Period, asgi_app, batched, concurrent, enter, exit, fastapi_endpoint,
-        method, parameter, web_endpoint,
+    from nubes.api.calls import Cls, Function, FunctionCall
+    from nubes.api.decorators import (
+        Cron, Period, asgi_app, batched, concurrent, enter, exit, fastapi_endpoint, method, parameter, web_endpoint,
     )  # fmt: skip
+    from nubes.app import App
     from nubes.functions.spec import Retries
     from nubes.images import Image
     from nubes.kernel.errors import (

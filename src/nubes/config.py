@@ -1,4 +1,7 @@
-"""Settings, and where each comes from. Last wins: defaults, `[tool.nubes]` in pyproject.toml, the user's file, NUBES_*, flags."""
+"""Settings, and where each comes from.
+
+Last wins: defaults, `[tool.nubes]` in pyproject.toml, the user's file and its profile, NUBES_*, flags.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Signatures of functions, for those who call them with text: parameters with types that texts are turned into.
 
-`of` reads a live function; `read` reads a source file without running it, as a server does for code that is not its own.
+`of` reads a live function; `read` reads a source file without running it, as a server does for others' code.
 """
 
 from __future__ import annotations
@@ -53,8 +53,6 @@ def convert(text: str, kind: Any) -> Any:
         return literal(text)
     if kind in (str, inspect.Parameter.empty):
         return text
-    if isinstance(kind, type) and issubclass(kind, Path):
-        return kind(text)
     try:
         if text[:1] in "{[" and text[:1]:
             return msgspec.json.decode(text, type=kind, strict=False)
@@ -63,11 +61,17 @@ def convert(text: str, kind: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, enum.Enum) and text in kind.__members__:
         return kind[text]
     try:
-        return msgspec.convert(text, kind, strict=False)
+        return msgspec.convert(text, kind, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
         raise ValueError(str(error).replace("`", "").replace("Expected ", "expected ")) from None
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return literal(text)  # a type that texts cannot be turned into: the function says what it thinks of it
+
+
+def _path(kind: type, text: Any) -> Any:
+    if issubclass(kind, Path):
+        return kind(text)
+    raise NotImplementedError
 
 
 def literal(text: str) -> Any:
@@ -84,7 +88,7 @@ def of(function: Callable[..., Any], skip_self: bool = False) -> Signature:
         hints = typing.get_type_hints(function)
     except Exception:
         hints = {}
-    kinds = {
+    kinds: dict[Any, str] = {
         inspect.Parameter.KEYWORD_ONLY: KEYWORD, inspect.Parameter.VAR_POSITIONAL: MANY,
         inspect.Parameter.VAR_KEYWORD: OTHERS,
     }  # fmt: skip
@@ -163,9 +167,10 @@ def _yields(node: ast.AST) -> bool:
 
 
 _KNOWN: dict[str, Any] = {
-    "int": int, "float": float, "str": str, "bool": bool, "bytes": bytes, "list": list, "dict": dict, "tuple": tuple, "set": set,
-    "List": list, "Dict": dict, "Tuple": tuple, "Set": set, "None": None, "datetime": datetime.datetime, "date": datetime.date,
-    "time": datetime.time, "timedelta": datetime.timedelta, "UUID": uuid.UUID, "Decimal": decimal.Decimal,
+    "int": int, "float": float, "str": str, "bool": bool, "bytes": bytes, "None": None,
+    "list": list, "dict": dict, "tuple": tuple, "set": set, "List": list, "Dict": dict, "Tuple": tuple, "Set": set,
+    "datetime": datetime.datetime, "date": datetime.date, "time": datetime.time, "timedelta": datetime.timedelta,
+    "UUID": uuid.UUID, "Decimal": decimal.Decimal,
 }  # fmt: skip
 
 
@@ -190,11 +195,11 @@ def _known(node: ast.expr | None) -> Any:
         outer = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
         inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         if outer == "Literal":
-            return typing.Literal[tuple(ast.literal_eval(one) for one in inner)]  # type: ignore[misc]
+            return typing.Literal[tuple(ast.literal_eval(one) for one in inner)]
         if outer == "Optional":
             return typing.Optional[_known(inner[0])]  # noqa: UP045
         if outer == "Union":
-            return typing.Union[tuple(_known(one) for one in inner)]
+            return typing.Union[tuple(_known(one) for one in inner)]  # noqa: UP007
         if _KNOWN.get(outer) in (list, dict, tuple, set):
             return _KNOWN[outer][tuple(_known(one) if not _dots(one) else ... for one in inner)]
     raise ValueError

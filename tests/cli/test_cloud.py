@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import COMMAND, Nubes
+
+from cli.command_line import COMMAND, Nubes
 
 
 def said(ran: subprocess.CompletedProcess[str]) -> Any:
@@ -92,7 +93,9 @@ def test_logs_by_app_function_call_and_text(shop: Nubes) -> None:
 def test_logs_follow(shop: Nubes, cloud: Nubes) -> None:
     data = said(shop("ps", "--json"))["folder"]
     env = {**os.environ, "NUBES_DATA": data}
-    following = subprocess.Popen([*COMMAND, "logs", "shop/add", "-f", "--tail", "0"], env=env, stdout=subprocess.PIPE, text=True)
+    following = subprocess.Popen(
+        [*COMMAND, "logs", "shop/add", "-f", "--tail", "0"], env=env, stdout=subprocess.PIPE, text=True
+    )
     assert following.stdout is not None
     seen: list[str] = []
     reading = threading.Thread(target=lambda: seen.append(following.stdout.readline()))  # type: ignore[union-attr]
@@ -107,7 +110,10 @@ def test_logs_follow(shop: Nubes, cloud: Nubes) -> None:
 
 
 def test_policies_are_switched_live(shop: Nubes) -> None:
-    assert said(shop("policy", "set", "keep-alive", "fixed-window(keep=3m)", "--json"))["policy"] == "fixed-window(keep=3m)"
+    assert (
+        said(shop("policy", "set", "keep-alive", "fixed-window(keep=3m)", "--json"))["policy"]
+        == "fixed-window(keep=3m)"
+    )
     assert said(shop("ps", "--json"))["policies"]["keep-alive"] == "fixed-window(keep=3m)"
     rows = {(r["seam"], r["policy"]): r for r in said(shop("policy", "list", "--json"))}
     assert rows["keep-alive", "fixed-window"]["live"]
@@ -149,7 +155,9 @@ def test_two_servers_and_a_port_that_is_taken(cloud: Nubes, nubes: Nubes) -> Non
 
 
 def test_down_twice_and_what_was_accepted_goes_on(nubes: Nubes, tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text("import nubes\napp = nubes.App('a')\n@app.function()\ndef f(x: int):\n    return x + 1\n")
+    (tmp_path / "app.py").write_text(
+        "import nubes\napp = nubes.App('a')\n@app.function()\ndef f(x: int):\n    return x + 1\n"
+    )
     assert nubes("up", "-d", "--port", "0").returncode == 0
     assert nubes("deploy", "app.py").returncode == 0
     call = nubes("invoke", "a/f", "1", "--spawn").stdout.strip()
@@ -182,3 +190,18 @@ def test_papers(nubes: Nubes) -> None:
     wrong = nubes("reproduce", "hybrid-histgram")
     assert wrong.returncode == 2
     assert "hybrid-histogram" in wrong.stderr
+
+
+def test_try_your_own_policy(nubes: Nubes, tmp_path: Path) -> None:
+    own = "from nubes.functions.policies.fixed_window import FixedWindow\n\nclass Mine(FixedWindow):\n    'A copy.'\n"
+    (tmp_path / "mine.py").write_text(own)
+    words = ("--seam", "keep-alive", "--trace", "poisson(functions=3,length=5m)", "--seeds", "1")
+    trial = said(nubes("try", "mine.py", *words, "--html", "trial.html", "--json"))
+    assert trial["candidate"] == "mine.py"
+    assert [o["policy"] for o in trial["opponents"] if o["tie"]].count("fixed-window") == 1
+    assert "mine.py" in (tmp_path / "trial.html").read_text()
+    (tmp_path / "cheat.py").write_text("import time\n" + own.replace("'A copy.'", "at = time.time()"))
+    refused = nubes("try", "cheat.py", *words)
+    assert refused.returncode == 2
+    assert "time" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1

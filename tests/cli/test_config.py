@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Nubes
 
+from cli.command_line import Nubes
 from nubes import config
 from nubes.kernel.errors import UsageError
 

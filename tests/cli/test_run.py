@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import COMMAND, Nubes
+
+from cli.command_line import COMMAND, Nubes
 
 APPS = Path(__file__).parent / "apps"
 SHOP = str(APPS / "shop.py")
@@ -21,7 +22,12 @@ SHOP = str(APPS / "shop.py")
     [
         ([SHOP], 0, ["main 0 False PosixPath a"], ""),
         ([SHOP, "7"], 7, ["main 7 False PosixPath a"], ""),
-        ([SHOP, "--code", "3", "--mode", "b", "--remote"], 3, ["main 3 True PosixPath b", "[add] adding", "got 3"], "[add] to the other"),
+        (
+            [SHOP, "--code", "3", "--mode", "b", "--remote"],
+            3,
+            ["main 3 True PosixPath b", "[add] adding", "got 3"],
+            "[add] to the other",
+        ),
         ([SHOP + "::add", "--a", "2", "-q"], 0, ["3"], ""),
         ([SHOP + "::count", "2"], 0, ["0", "1"], ""),
         ([SHOP + "::Box.hold", "3", "--size", "5", "--json"], 0, ["15"], ""),
@@ -41,7 +47,7 @@ def test_results_output_and_exit_codes(nubes: Nubes, words: list[str], code: int
     ("words", "said"),
     [
         (["run"], "There is nothing to run."),
-        (["run", "nope.py"], "There is no file nope.py. Give the path of a Python file."),
+        (["run", "elsewhere.py"], "There is no file elsewhere.py. Give the path of a Python file."),
         (["run", "shop2.py"], "There is no file shop2.py. Did you mean shop.py?"),
         (["run", "shop.py::ad"], "shop.py has no function 'ad'. Did you mean add?"),
         (["run", "shop.py::zzz"], "There are: main, add, count, fail, die, late, sleep, Box.hold."),
@@ -56,18 +62,11 @@ def test_results_output_and_exit_codes(nubes: Nubes, words: list[str], code: int
         (["deploy", "empty.py"], "empty.py defines no app. Write `app = nubes.App"),
         (["deploy", "two.py"], "two.py defines several apps: one, two. Say which: two.py::one."),
         (["deploy", "wrong.py"], "No keep-alive policy is named 'cider'. Did you mean cidre"),
-        (["up", "--keep-alive", "cider"], "No keep-alive policy is named 'cider'."),
-        (["up", "--port", "99999"], "port is 99999 (--port)"),
-        (["up", "--memory", "12"], "'12' is not a size."),
-        (["logs", "--since", "soon"], "'soon' is not a duration."),
-        (["call", "get", "fc-!"], "'fc-!' is not a call id."),
-        (["policy", "set", "keepalive", "cidre"], "There is no seam 'keepalive'."),
-        (["replay", "no-such-trace"], "There is no workload 'no-such-trace'"),
-        (["nonsense"], "No such command 'nonsense'"),
-        (["ps", "--nonsense"], "No such option: --nonsense"),
     ],
 )
-def test_wrong_usage_is_one_plain_sentence_and_code_2(nubes: Nubes, tmp_path: Path, words: list[str], said: str) -> None:
+def test_wrong_usage_is_one_plain_sentence_and_code_2(
+    nubes: Nubes, tmp_path: Path, words: list[str], said: str
+) -> None:
     files = {
         "shop.py": Path(SHOP).read_text(),
         "syntax.py": "\nx = (\n",
@@ -86,7 +85,41 @@ def test_wrong_usage_is_one_plain_sentence_and_code_2(nubes: Nubes, tmp_path: Pa
     assert len(ran.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("words", [["ps"], ["deploy", SHOP], ["invoke", "shop/add", "1"], ["run", "-d", SHOP + "::add", "1"], ["stop", "shop"]])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["up", "--keep-alive", "cider"], "No keep-alive policy is named 'cider'."),
+        (["up", "--port", "99999"], "port is 99999 (--port)"),
+        (["up", "--memory", "12"], "'12' is not a size."),
+        (["logs", "--since", "soon"], "'soon' is not a duration."),
+        (["call", "get", "fc-!"], "'fc-!' is not a call id."),
+        (["policy", "set", "keepalive", "cidre"], "There is no seam 'keepalive'."),
+        (["replay", "no-such-trace"], "There is no workload 'no-such-trace'"),
+        (["nonsense"], "No such command 'nonsense'"),
+        (["ps", "--nonsense"], "No such option: --nonsense"),
+        (["why", "fc-1"], "holds no log."),
+        (["coldstart", "report"], "holds no log."),
+    ],
+)
+def test_wrong_words_need_no_server_to_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    from nubes.cli import errors
+    from nubes.cli.main import _command
+
+    monkeypatch.chdir(tmp_path)
+    for variable in ("NUBES_KEEP_ALIVE", "NUBES_PORT", "NUBES_MEMORY"):
+        monkeypatch.setenv(variable, "")  # what flags set is undone with it
+    monkeypatch.setenv("NUBES_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    assert errors.exit_code_of(lambda: _command(words)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["ps"], ["deploy", SHOP], ["run", "-d", SHOP + "::add", "1"]])
 def test_without_a_server_it_says_so_and_to_try_again(nubes: Nubes, words: list[str]) -> None:
     ran = nubes(*words)
     assert ran.returncode == 75
@@ -113,7 +146,9 @@ def test_a_modules_function_and_its_help(nubes: Nubes, tmp_path: Path) -> None:
     package = tmp_path / "pack"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "mod.py").write_text("import nubes\napp = nubes.App('m')\n@app.function()\ndef twice(x: float):\n    'Doubles.'\n    return 2 * x\n")
+    (package / "mod.py").write_text(
+        "import nubes\napp = nubes.App('m')\n@app.function()\ndef twice(x: float):\n    'Doubles.'\n    return 2 * x\n"
+    )
     assert nubes("run", "-m", "pack.mod::twice", "1.5").stdout == "3.0\n"
     shown = nubes("run", "-m", "pack.mod::twice", "--help").stdout
     assert shown == "Usage: twice --x X.\n\nDoubles.\n"
@@ -153,4 +188,12 @@ def test_nothing_heavy_is_imported_that_is_not_used(tmp_path: Path) -> None:
     assert not version & {"typer", "rich", "msgspec", "asyncio", "nubes.app", "numpy"}
     run = imported_by("run", SHOP + "::add", "1", data=tmp_path)
     assert "nubes.app" in run
-    assert not run & {"numpy", "starlette", "uvicorn", "prometheus_client", "rich", "nubes.replay", "nubes.functions.controller"}
+    assert not run & {
+        "numpy",
+        "starlette",
+        "uvicorn",
+        "prometheus_client",
+        "rich",
+        "nubes.replay",
+        "nubes.functions.controller",
+    }

@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import Up
+
+from gateway.running import Up
 
 INVOKE = "/v1/functions/web/{}/invoke"
 
@@ -70,7 +71,14 @@ def test_invoke_takes_json_and_answers_json(client: httpx2.Client, function: str
         ("POST", INVOKE.format("slow"), '{"sconds": 1}', 400, "unknown_parameter", "sconds"),
         ("POST", INVOKE.format("slow"), "[1, 2]", 400, "too_many_arguments", "args"),
         ("POST", INVOKE.format("slow"), '{"args": [1], "kwargs": {"seconds": 1}}', 400, "given_twice", "seconds"),
-        ("POST", INVOKE.format("slow"), '{"args": [1], "parameters": {"a": 1}}', 400, "unknown_parameter", "parameters"),
+        (
+            "POST",
+            INVOKE.format("slow"),
+            '{"args": [1], "parameters": {"a": 1}}',
+            400,
+            "unknown_parameter",
+            "parameters",
+        ),
         ("POST", INVOKE.format("slow") + "?timeout=soon", "1", 400, "invalid_value", "timeout"),
         ("POST", INVOKE.format("slow") + "?timeout=0.2", "20", 504, "timed_out", "timeout"),
         ("POST", INVOKE.format("late"), "", 504, "timed_out", None),
@@ -172,7 +180,10 @@ def test_who_hangs_up_cancels_the_call(up: Up, client: httpx2.Client, path: str)
     line = f'nubes_calls_total{{function="web/{function}",status="CANCELLED"}}'
     before = sample(client, line)
     body = 60 if function == "slow" else {"n": 1000, "pause": 0.05}
-    with up.client() as leaving, leaving.stream("POST", path, json=body) if function == "count" else _leave(leaving, path, body):
+    with (
+        up.client() as leaving,
+        leaving.stream("POST", path, json=body) if function == "count" else _leave(leaving, path, body),
+    ):
         pass
     assert within(10, lambda: sample(client, line) == before + 1)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import stat
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -13,9 +15,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import Up, start
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.running import NUBES, Up, start
 from nubes import __version__
 from nubes.gateway.health import STUCK_S, Health
 
@@ -48,11 +50,9 @@ def test_metrics_are_prometheus(client: httpx2.Client) -> None:
     families = {family.name: family for family in text_string_to_metric_families(answer.text)}
     own = {name for name in families if not name.startswith("process_")}
     assert all(name.startswith("nubes_") for name in own)
-    assert {
-        "nubes_calls", "nubes_call_starts", "nubes_call_latency_seconds", "nubes_call_wait_seconds", "nubes_queued_calls",
-        "nubes_instances", "nubes_instance_start_seconds", "nubes_log_flush_seconds", "nubes_http_request_seconds", "nubes_policy_info",
-        "nubes_memory_used_bytes", "nubes_log_records",
-    } <= own  # fmt: skip
+    expected = """calls call_starts call_latency_seconds call_wait_seconds queued_calls instances instance_start_seconds
+        log_flush_seconds http_request_seconds policy_info memory_used_bytes log_records"""
+    assert {f"nubes_{name}" for name in expected.split()} <= own
     latency = {
         (s.name, s.labels.get("le")): s.value
         for s in families["nubes_call_latency_seconds"].samples
@@ -61,9 +61,13 @@ def test_metrics_are_prometheus(client: httpx2.Client) -> None:
     count = latency["nubes_call_latency_seconds_count", None]
     assert count >= 2
     assert latency["nubes_call_latency_seconds_bucket", "+Inf"] == count
-    ended = [s.value for s in families["nubes_calls"].samples if s.labels == {"function": "web/echo", "status": "SUCCEEDED"}]
+    ended = [
+        s.value for s in families["nubes_calls"].samples if s.labels == {"function": "web/echo", "status": "SUCCEEDED"}
+    ]
     assert ended == [count]
-    kinds = {s.labels["kind"]: s.value for s in families["nubes_call_starts"].samples if s.labels["function"] == "web/echo"}
+    kinds = {
+        s.labels["kind"]: s.value for s in families["nubes_call_starts"].samples if s.labels["function"] == "web/echo"
+    }
     assert sum(kinds.values()) == count
     assert kinds["cold"] >= 1
 
@@ -100,15 +104,11 @@ def test_a_stop_drains_first(tmp_path: Path) -> None:
     """Told to stop, it is not ready any more, finishes what it does, and ends well."""
     app = tmp_path / "drain.py"
     app.write_text(
-        "import time, nubes\napp = nubes.App('drain')\n@app.function()\ndef slow(s: float):\n    time.sleep(s)\n    return s\n"
+        "import time, nubes\napp = nubes.App('drain')\n\n"
+        "@app.function()\ndef slow(s: float):\n    time.sleep(s)\n    return s\n"
     )
     running = start(tmp_path / "data")
     try:
-        import os
-        import subprocess
-
-        from conftest import NUBES
-
         env = {**os.environ, "NUBES_DATA": str(running.data)}
         subprocess.run([*NUBES, "deploy", str(app)], env=env, check=True, stdout=subprocess.DEVNULL, timeout=60)
         answers: list[httpx2.Response] = []
@@ -133,7 +133,15 @@ def test_a_stop_drains_first(tmp_path: Path) -> None:
 
 def plane(**function: Any) -> Any:
     f = SimpleNamespace(
-        **{"queued": 1, "busy": 0, "starting": 0, "blocked": False, "held_s": float("inf"), "spec": SimpleNamespace(name="a/f"), **function}
+        **{
+            "queued": 1,
+            "busy": 0,
+            "starting": 0,
+            "blocked": False,
+            "held_s": float("inf"),
+            "spec": SimpleNamespace(name="a/f"),
+            **function,
+        }
     )
     observers: dict[Any, Any] = {}
     made = SimpleNamespace(
@@ -183,7 +191,10 @@ def test_the_port_is_named_when_it_is_taken() -> None:
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))
     taken.listen()
-    with taken, pytest.raises(NubesError, match=rf"Port {taken.getsockname()[1]} .* is in use\. Choose another with --port"):
+    with (
+        taken,
+        pytest.raises(NubesError, match=rf"Port {taken.getsockname()[1]} .* is in use\. Choose another with --port"),
+    ):
         bind("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(NubesError, match="no address of this machine|cannot be listened on"):
+    with pytest.raises(NubesError, match=r"no address of this machine|cannot be listened on"):
         bind("203.0.113.7", 0)

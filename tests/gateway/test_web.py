@@ -7,9 +7,10 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import Up
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
+
+from gateway.running import Up
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,11 @@ def test_requests_share_instances_and_kill_none(up: Up, client: httpx2.Client) -
             assert plain.get("/web/site/").status_code == 200
     text = client.get("/metrics").text
     assert 'nubes_calls_total{function="web/site",status="CANCELLED"}' not in text
-    starts = [line for line in text.splitlines() if line.startswith('nubes_call_starts_total{function="web/site",kind="warm"}')]
+    starts = [
+        line
+        for line in text.splitlines()
+        if line.startswith('nubes_call_starts_total{function="web/site",kind="warm"}')
+    ]
     assert float(starts[0].split()[-1]) >= 20
 
 

@@ -12,7 +12,7 @@ app = nubes.App("web")
 
 @app.function()
 @nubes.fastapi_endpoint()
-def hi(name: str, times: int = 1, tags: list[str] = []):
+def hi(name: str, times: int = 1, tags: list[str] = []):  # noqa: B006
     """Greets."""
     return {"hello": name * times, "tags": tags}
 
@@ -151,7 +151,9 @@ def site():
 
     async def home(request):
         root = request.scope["root_path"]
-        return JSONResponse({"url": request.url.path, "root": root, "begun": request.state.begun, "q": dict(request.query_params)})
+        return JSONResponse(
+            {"url": request.url.path, "root": root, "begun": request.state.begun, "q": dict(request.query_params)}
+        )
 
     async def stream(request):
         async def parts():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import itertools
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import calls_app as app
 import pytest
-from conftest import script, status, until
+from real import script, status, until
 
 import nubes
 from nubes import client
@@ -95,8 +96,7 @@ def test_partial_failures() -> None:
     assert isinstance(results[3], ValueError)
     got = []
     with pytest.raises(ValueError, match="not 3"):
-        for result in app.double_unless_three.map(range(6)):
-            got.append(result)
+        got.extend(app.double_unless_three.map(range(6)))
     assert got == [0, 2, 4]
     with pytest.raises(ValueError, match="not 3"):
         app.double_unless_three.for_each(range(6))
@@ -207,8 +207,7 @@ def test_generators_stream() -> None:
     assert list(app.count_async.remote(5)) == [0, 1, 2, 3, 4]
     got = []
     with pytest.raises(RuntimeError, match="lost count"):
-        for number in app.count_to.remote(5, fail_at=2):
-            got.append(number)
+        got.extend(app.count_to.remote(5, fail_at=2))
     assert got == [0, 1]
     with pytest.raises(nubes.UsageError, match="cannot be spawned"):
         app.count_to.spawn(3)
@@ -280,7 +279,7 @@ def test_timeouts() -> None:
 def test_retries_with_backoff(tmp_path: Path) -> None:
     assert app.third_time.remote(str(tmp_path / "log")) == 3
     times = [float(line) for line in (tmp_path / "log").read_text().splitlines()]
-    first, second = (b - a for a, b in zip(times, times[1:], strict=False))
+    first, second = (b - a for a, b in itertools.pairwise(times))
     assert first >= 0.1
     assert second >= 0.2
 
@@ -348,7 +347,8 @@ def test_a_script_run_as_main(tmp_path: Path) -> None:
         "import nubes\nfrom dataclasses import dataclass\napp = nubes.App('main')\n"
         "@dataclass\nclass Point:\n    x: int\n"
         "@app.function()\ndef move(p):\n    assert isinstance(p, Point)\n    return Point(p.x + 1)\n"
-        "if __name__ == '__main__':\n    with app.run():\n        print(move.remote(Point(1)), list(move.map([Point(5)])))\n"
+        "if __name__ == '__main__':\n    with app.run():\n"
+        "        print(move.remote(Point(1)), list(move.map([Point(5)])))\n"
         "        print(isinstance(move.remote(Point(1)), Point))\n"
     )
     done = subprocess.run([sys.executable, str(tmp_path / "main.py")], capture_output=True, text=True, timeout=30)

@@ -11,7 +11,7 @@ from typing import Any
 
 import classes_app as app
 import pytest
-from conftest import status, until
+from real import status, until
 
 import nubes
 
@@ -104,7 +104,10 @@ def test_tasks_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     assert time.monotonic() - begun < 2
     capsys.readouterr()
     app.together_async.remote(0.0, "only mine")
-    assert capsys.readouterr().out.splitlines() == ["[together_async] only mine begins", "[together_async] only mine ends"]
+    assert capsys.readouterr().out.splitlines() == [
+        "[together_async] only mine begins",
+        "[together_async] only mine ends",
+    ]
 
 
 def test_cancelling_one_task_leaves_the_others() -> None:
@@ -151,8 +154,7 @@ def test_a_full_queue_pushes_back() -> None:
     calls = [app.narrow.spawn(0.5)]
     until(lambda: [i for i in instances("narrow") if i["state"] == "busy"])
     with pytest.raises(nubes.Overloaded, match="queue of 'classes/narrow' is full"):
-        for _ in range(4):
-            calls.append(app.narrow.spawn(0.0))
+        calls.extend(app.narrow.spawn(0.0) for _ in range(4))
     assert len(calls) == 3
     nubes.FunctionCall.gather(*calls)
 

@@ -13,7 +13,7 @@ from typing import Any
 import data_app as app
 import numpy as np
 import pytest
-from conftest import until
+from real import until
 
 import nubes
 from nubes import client
@@ -144,7 +144,7 @@ async def _cancelled(array: Any) -> bool:
 
 
 def test_a_client_that_is_killed_leaves_no_segment_behind() -> None:
-    from conftest import script
+    from real import script
 
     process = script(
         "import data_app as app, numpy as np, os, threading, time\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import limits_app as app
 import pytest
-from conftest import status, until
+from real import status, until
 
 import nubes
 
@@ -108,7 +108,7 @@ def test_a_leak_of_descriptors(bystander: None) -> None:
 
 
 def test_nothing_is_left_of_a_control_plane_that_is_killed(tmp_path: Path) -> None:
-    from conftest import script
+    from real import script
 
     process = script(
         "import os; os.environ['NUBES_DATA'] = sys.argv[1]\n"
@@ -117,7 +117,8 @@ def test_nothing_is_left_of_a_control_plane_that_is_killed(tmp_path: Path) -> No
         "s = nubes.client.connect().ask('status')\n"
         "c = a.bystander.spawn(600); pid = a.bystander.remote()\n"
         "s = nubes.client.connect().ask('status')\n"
-        "print(s['pid'], *[i['pid'] for i in s['instances']], *[p['pid'] for p in s['parents'] if p['pid']], flush=True)\n"
+        "pids = [one['pid'] for one in s['instances'] + s['parents'] if one['pid']]\n"
+        "print(s['pid'], *pids, flush=True)\n"
         "os.kill(s['pid'], 9); sys.stdin.read()\n",
         str(tmp_path / "data"),
         stdin=-1,
@@ -130,7 +131,7 @@ def test_nothing_is_left_of_a_control_plane_that_is_killed(tmp_path: Path) -> No
 
 
 def test_nothing_is_left_when_the_client_of_an_embedded_cloud_is_killed(tmp_path: Path) -> None:
-    from conftest import script
+    from real import script
 
     process = script(
         "import os; os.environ['NUBES_DATA'] = sys.argv[1]\n"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import tree_app as app
-from conftest import APPS, started, status
+from real import APPS, started, status
 
 POLICIES = ["catalyzer", "seuss", "sock", "sand", "zygote", "flat-zygote", "fresh"]
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
@@ -28,13 +28,13 @@ def fresh(what: str) -> dict[str, Any]:
 def test_every_policy_runs_the_same_app(policy: str, tmp_path: Path) -> None:
     with started(tmp_path, {"NUBES_COLD_START": policy}), app.app.run():
         assert status()["policies"]["cold-start"] == policy
-        for _ in range(3):  # cold, and then from whatever has grown
+        for _ in range(2):  # cold, and then from whatever has grown
             assert app.plain.remote()[0] == []
             assert app.with_numpy.remote() == ["numpy"]
             assert app.with_scipy.remote() == ["numpy", "scipy"]
-        draws = [app.draw.remote() for _ in range(4)]
+        draws = [app.draw.remote() for _ in range(3)]
         for position in range(4):
-            assert len({draw[position] for draw in draws}) == 4, "two forks drew the same random numbers"
+            assert len({draw[position] for draw in draws}) == 3, "two forks drew the same random numbers"
         parents = status()["parents"]
         assert bool(parents) == (policy != "fresh")
         if policy in ("catalyzer", "sock"):  # they keep packages apart from functions
@@ -47,7 +47,7 @@ def test_every_policy_runs_the_same_app(policy: str, tmp_path: Path) -> None:
 def test_numpy_and_scipy_work_at_full_speed_in_a_fork(policy: str, tmp_path: Path) -> None:
     expected = fresh("numpy")
     with started(tmp_path, {"NUBES_COLD_START": policy}), app.app.run():
-        results = [app.threads_and_product.remote() for _ in range(3)]
+        results = [app.threads_and_product.remote() for _ in range(2)]
         forked_from = [p for p in status()["parents"] if "scipy.linalg" in p["imports"] or p["function"]]
         assert forked_from
     for result in results:
@@ -61,10 +61,11 @@ def test_numpy_and_scipy_work_at_full_speed_in_a_fork(policy: str, tmp_path: Pat
 def test_torch_works_at_full_speed_in_a_fork(policy: str, tmp_path: Path) -> None:
     expected = fresh("torch")
     with started(tmp_path, {"NUBES_COLD_START": policy}), app.app.run():
-        results = [app.threads_and_product_torch.remote() for _ in range(3)]
+        results = [app.threads_and_product_torch.remote() for _ in range(2)]
         assert any("torch" in parent["imports"] for parent in status()["parents"])
-        assert len({app.draw_torch.remote() for _ in range(3)}) == 3
+        assert app.draw_torch.remote() != app.draw_torch.remote()
     for result in results:
         assert result["product"] == expected["product"]
         assert result["sum"] == pytest.approx(expected["sum"])
-        assert (result["intra"], result["threads"]) >= (expected["intra"], expected["threads"])
+        assert result["intra"] == expected["intra"]
+        assert result["threads"] >= expected["intra"]

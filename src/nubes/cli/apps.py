@@ -43,7 +43,10 @@ def list_(data: Data = None, json: Json = False) -> None:
     if json:
         output.as_json([{"app": name, **app} for name, app in apps.items()])
     elif apps:
-        rows = ((n, a["version"], "ephemeral" if a["ephemeral"] else "deployed", ", ".join(a["functions"])) for n, a in apps.items())
+        rows = (
+            (n, a["version"], "ephemeral" if a["ephemeral"] else "deployed", ", ".join(a["functions"]))
+            for n, a in apps.items()
+        )
         output.table("", ("app", "version", "kind", "functions"), rows)
     else:
         print("No app is deployed. Next: `nubes deploy app.py`.")
@@ -82,7 +85,9 @@ def _history(app: str, data: str | None) -> list[dict[str, Any]]:
         if isinstance(event, e.Deployed):
             names = [spec.name for spec in event.functions]
             digests = {spec.name: spec.code.digest for spec in event.functions}
-            found.append({"at": when, "what": "deployed", "version": event.version, "functions": names, "digests": digests})
+            found.append(
+                {"at": when, "what": "deployed", "version": event.version, "functions": names, "digests": digests}
+            )
         else:
             found.append({"at": when, "what": "stopped", "version": None, "functions": [], "digests": {}})
     if not found:

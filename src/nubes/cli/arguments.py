@@ -109,4 +109,8 @@ def loose(given: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
             return [], value
         if isinstance(value, list):
             return value, {}
-    return parse(given, Signature((Parameter("args", kind=MANY, required=False), Parameter("more", kind=OTHERS, required=False))), "it")
+    return parse(
+        given,
+        Signature((Parameter("args", kind=MANY, required=False), Parameter("more", kind=OTHERS, required=False))),
+        "it",
+    )

@@ -29,11 +29,11 @@ def invoke(
     json: Json = False,
 ) -> None:
     """Call a deployed function. Words after it are its arguments: values, --name value, or one JSON object or list."""
-    from nubes import client as clients
+    from nubes.client import printing
     from nubes.cli import arguments
 
     client = connect(data)
-    clients.printer = output.log_printer(quiet)
+    printing.printer = output.log_printer(quiet)
     target, generator = _find(client, what)
     args, kwargs = arguments.loose(context.args)
     if spawn:

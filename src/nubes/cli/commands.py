@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nubes.cli import apps, calls, logs, policies, replays, run, server, settings, status
+from nubes.cli import apps, calls, coldstart, logs, policies, replays, run, server, settings, status
 from nubes.cli.errors import Exit
 
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # words that are not ours are the function's
@@ -30,7 +30,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """A cloud for ML and data work that you run yourself."""
 
@@ -45,10 +47,11 @@ app.command()(apps.stop)
 app.command(context_settings=PASSED_ON)(calls.invoke)
 app.command()(replays.replay)
 app.command()(replays.why)
+app.command("try")(replays.try_policy)
 app.command()(replays.papers)
 app.command()(replays.reproduce)
 app.add_typer(calls.group, name="call")
 app.add_typer(apps.group, name="app")
 app.add_typer(policies.group, name="policy")
-app.add_typer(replays.coldstart, name="coldstart")
+app.add_typer(coldstart.group, name="coldstart")
 app.add_typer(settings.group, name="config")

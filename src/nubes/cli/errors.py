@@ -30,7 +30,10 @@ class Exit(Exception):
 
 
 def exit_code_of(command: Callable[[], int]) -> int:
-    """Runs a command. 0 well, 1 failed, 2 wrong usage, 75 try again, 124, 130, 137; a user program's own code passes through."""
+    """Runs a command: 0 well, 1 failed, 2 wrong usage, 75 try again, 124 timed out, 130 interrupted, 137 killed.
+
+    A user program's own code passes through.
+    """
     try:
         code = command()
         sys.stdout.flush()

@@ -6,23 +6,26 @@ import sys
 import time
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nubes import ids
 from nubes.cli import output
 from nubes.cli.options import Data, Json, folder
-from nubes.drivers.local import logstore
-from nubes.drivers.local.logstore import Line
 from nubes.kernel.errors import UsageError
 from nubes.kernel.units import seconds
+
+if TYPE_CHECKING:
+    from nubes.drivers.local.logstore import Line
 
 
 def logs(
     what: Annotated[str, typer.Argument(metavar="[APP|APP/FUNCTION|CALL]", help="Whose lines; all if left out.")] = "",
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as more is printed.")] = False,
-    since: Annotated[str | None, typer.Option(help='Only lines since then: "2h" ago, or a time like 2026-01-31T12:00.')] = None,
+    since: Annotated[
+        str | None, typer.Option(help='Only lines since then: "2h" ago, or a time like 2026-01-31T12:00.')
+    ] = None,
     tail: Annotated[int | None, typer.Option(min=0, help="Only the last so many lines.")] = None,
     search: Annotated[str, typer.Option(help="Only lines with this text in them.")] = "",
     timestamps: Annotated[bool, typer.Option(help="Show when each line was printed.")] = False,
@@ -30,6 +33,8 @@ def logs(
     json: Json = False,
 ) -> None:
     """Show what functions printed, also after the control plane has ended."""
+    from nubes.drivers.local import logstore
+
     where = folder(data) / "logs"
     call = ids.parse(what) if what.startswith("fc-") else 0
     want = logstore.wanted("" if call else what, call, _since(since), search)
@@ -45,7 +50,15 @@ def _show(line: Line, timestamps: bool, json: bool, colour: bool) -> None:
     when = datetime.fromtimestamp(line.at).astimezone()
     if json:
         call = ids.show(line.call) if line.call else None
-        output.as_json_line({"at": when.isoformat(), "function": line.function, "call_id": call, "stream": line.stream, "text": line.text})
+        output.as_json_line(
+            {
+                "at": when.isoformat(),
+                "function": line.function,
+                "call_id": call,
+                "stream": line.stream,
+                "text": line.text,
+            }
+        )
         return
     label = f"[{line.function.partition('/')[2] or line.function}]"
     label = f"\033[36m{label}\033[0m" if colour else label

@@ -35,9 +35,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title or None, title_justify="left", title_style="bold")
+    made = Table(
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title or None, title_justify="left", title_style="bold"
+    )
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", header_style="dim", no_wrap=not sys.stdout.isatty())
+        made.add_column(
+            column, justify="right" if column in right else "left", header_style="dim", no_wrap=not sys.stdout.isatty()
+        )
     for row in rows:
         made.add_row(*(Text(str(cell)) for cell in row))
     console().print(made)

@@ -56,9 +56,13 @@ def list_(
     if json:
         output.as_json(rows)
         return
-    output.table("", ("seam", "policy", "", "about"), (
-        (r["seam"], r["policy"], "live" if r["live"] else "default" if r["default"] and not live else "", r["about"]) for r in rows
-    ))  # fmt: skip
+    shown = [(r["seam"], r["policy"], _mark(r, bool(live)), r["about"]) for r in rows]
+    output.table("", ("seam", "policy", "", "about"), shown)
+
+
+def _mark(row: dict[str, Any], known: bool) -> str:
+    """What decides now, or what would if a control plane were started."""
+    return "live" if row["live"] else "default" if row["default"] and not known else ""
 
 
 def _live(data: str | None) -> dict[str, str]:

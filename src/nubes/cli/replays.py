@@ -1,4 +1,4 @@
-"""`nubes replay`, `why`, `try`, `coldstart`, `papers` and `reproduce`: asking what was, and what would have been."""
+"""`nubes replay`, `why`, `try`, `papers` and `reproduce`: asking what was, and what would have been."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -17,12 +17,7 @@ from nubes import ids
 from nubes.cli import output
 from nubes.cli.options import Data, Json, folder
 from nubes.kernel.errors import NotFound, UsageError
-from nubes.kernel.units import show_seconds, size_bytes
-
-if TYPE_CHECKING:
-    from nubes.replay.ledger import Ledger
-
-coldstart = typer.Typer(help="Cold starts: what they are made of, and what would spare them.", no_args_is_help=True)
+from nubes.kernel.units import size_bytes
 
 Progress = Callable[[float, str], None]
 Trace = Annotated[
@@ -41,7 +36,12 @@ def progress_bar() -> Iterator[Progress | None]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=1.0)
         yield lambda share, what: progress.update(task, completed=share, description=what)
@@ -62,11 +62,15 @@ def _workload(trace: str, data: str | None, seeds: int) -> Any:
 
 def replay(
     trace: Trace = "",
-    keep_alive: Annotated[str, typer.Option(help="Policies to compare, with commas between.")] = "fixed-window,hybrid-histogram,cidre",
+    keep_alive: Annotated[
+        str, typer.Option(help="Policies to compare, with commas between.")
+    ] = "fixed-window,hybrid-histogram,cidre",
     queueing: Annotated[str, typer.Option(help="The same for queueing.")] = "",
     cold_start: Annotated[str, typer.Option(help="The same for cold starts.")] = "",
     cpu: Annotated[float | None, typer.Option(help="CPU cores to give out.", show_default="unlimited")] = None,
-    memory: Annotated[str | None, typer.Option(help='Memory to give out, e.g. "64GiB".', show_default="unlimited")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help='Memory to give out, e.g. "64GiB".', show_default="unlimited")
+    ] = None,
     seeds: Seeds = 1,
     html: Html = None,
     data: Data = None,
@@ -120,71 +124,40 @@ def why(
     try:
         explanation = explain(where, number)
     except NotFound:
-        raise NotFound(f"Call {call} is not in the log of {where}.", "`nubes call list` and `nubes logs --json` show ids.") from None
+        raise NotFound(
+            f"Call {call} is not in the log of {where}.", "`nubes call list` and `nubes logs --json` show ids."
+        ) from None
     if json:
         output.as_json({**explanation.to_dict(), "call": call})
     else:
         output.console().print(explanation)
 
 
-@coldstart.command()
-def report(
-    data: Data = None,
+def try_policy(
+    file: Annotated[str, typer.Argument(metavar="FILE[::NAME]", help="A Python file with a policy in it.")],
+    seam: Annotated[str, typer.Option(help="keep-alive, queueing or cold-start.")] = "keep-alive",
+    trace: Annotated[list[str] | None, typer.Option(help="Workloads to try it on; may be repeated.")] = None,
+    seeds: Seeds = 3,
+    html: Html = None,
     json: Json = False,
-    starts: Annotated[bool, typer.Option("--starts", help="Every single start, too.")] = False,
 ) -> None:
-    """Split every cold start of the recorded run into its parts, and say what would save most."""
-    from nubes.replay.advice import advice
-    from nubes.replay.ledger import ledger, totals
+    """Try your own policy against every published one on its seam."""
+    from nubes.replay.trial import try_policy as run
 
-    where = folder(data)
-    if not (where / "log").is_dir():
-        raise UsageError(f"{where} holds no log.", "Name the data folder of a nubes that ran, with --data.")
-    made = ledger(where)
-    advised = advice(made)
+    with progress_bar() as progress:
+        trial = run(file, seam, trace or (), range(seeds), progress=progress)
+    if html is not None:
+        from nubes.replay.verdict import trial_html
+
+        _write(html, trial_html(trial))
     if json:
-        answer: dict[str, Any] = {
-            "seconds": made.seconds, "policies": made.policies, "totals": totals(made.functions),
-            "functions": made.functions, "advice": advised,
-        }  # fmt: skip
-        if starts:
-            answer["starts"] = _starts(made)
-        output.as_json(msgspec.to_builtins(answer))
+        output.as_json(trial.to_dict())
         return
-    _show_ledger(made, starts)
-    if advised:
-        print()
-        output.table("What would have saved most (savings of one function overlap)", ("function", "saves", "share", "starts", "a day", "how"), (
-            (a.function, show_seconds(a.saves_s), f"{a.share:.0%}", a.starts, f"${a.dollars_per_day:.4f}", f"{a.change}  {a.what}") for a in advised
-        ), right=("saves", "share", "starts", "a day"))  # fmt: skip
+    from nubes.replay.verdict import trial_table
 
-
-def _starts(made: Ledger) -> list[dict[str, Any]]:
-    return [
-        {"function": s.function, "call": ids.show(s.call), "source": s.source, "wall_s": s.wall_s, "parts": s.parts()}
-        for s in made.starts
-        if s.complete
-    ]
-
-
-def _show_ledger(made: Ledger, starts: bool) -> None:
-    from nubes.replay.ledger import PARTS
-
-    cold = sum(f.cold for f in made.functions)
-    calls = sum(f.calls for f in made.functions)
-    print(f"{cold} of {calls} calls waited for a new instance, in {show_seconds(made.seconds)}. Means over those calls:")
-    output.table("", ("function", "cold", "ahead", *PARTS, "wall", "utility"), (
-        (f.function, f.cold, f.ahead, *(show_seconds(f.parts[p] / f.cold) if f.cold else "" for p in PARTS),
-         show_seconds(f.wall_s / f.cold) if f.cold else "", "" if f.utility is None else f"{f.utility:.3g}")
-        for f in made.functions
-    ), right=("cold", "ahead", *PARTS, "wall", "utility"))  # fmt: skip
-    print("ahead: instances that no call waited for. utility: (lifetime - last idle time) / start time, the median; below 1 starts cost more than they gave.")
-    if starts:
-        print()
-        output.table("Starts", ("call", "function", "from", *PARTS, "wall"), (
-            (one["call"], one["function"], one["source"], *(show_seconds(one["parts"][p]) for p in PARTS), show_seconds(one["wall_s"]))
-            for one in _starts(made)
-        ), right=(*PARTS, "wall"))  # fmt: skip
+    output.console().print(trial_table(trial))
+    if html is not None:
+        print(f"The page is {html}.")
 
 
 def papers(json: Json = False) -> None:
@@ -230,4 +203,3 @@ def _show_results(results: list[Any]) -> None:
         print(f"{words[r.holds]}: {r.claim}")
         print(f"  {measured}paper: {r.paper or 'no figure'}; against {r.baseline}; {r.metric}")
         print(f"  {r.workload}; {r.mode}, {r.seconds:.1f} s")
-

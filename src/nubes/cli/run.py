@@ -18,7 +18,9 @@ from nubes.kernel.errors import UsageError
 if TYPE_CHECKING:
     from nubes.cli.target import Entry
 
-What = Annotated[str, typer.Argument(metavar="FILE[::NAME]", help="A Python file, or with -m a module, and what in it.")]
+What = Annotated[
+    str, typer.Argument(metavar="FILE[::NAME]", help="A Python file, or with -m a module, and what in it.")
+]
 AsModule = Annotated[bool, typer.Option("-m", "--module", help="It is the name of a module, not a file.")]
 
 
@@ -27,12 +29,16 @@ def run(
     what: What = "",
     as_module: AsModule = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Do not show what functions print.")] = False,
-    write_result: Annotated[Path | None, typer.Option("-w", "--write-result", help="Write the result to this file.")] = None,
-    detach: Annotated[bool, typer.Option("-d", "--detach", help="Hand the call in and return; needs a running `nubes up`.")] = False,
+    write_result: Annotated[
+        Path | None, typer.Option("-w", "--write-result", help="Write the result to this file.")
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("-d", "--detach", help="Hand the call in and return; needs a running `nubes up`.")
+    ] = False,
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Run a function or an entrypoint; words after it are its arguments. Starts a control plane of its own if none is up."""
+    """Run a function or an entrypoint with the words after it as arguments; no server is needed."""
     asks_help = {"--help", "-h"} & set(context.args)
     if not what or {what} & {"--help", "-h"}:
         if not what and not asks_help:
@@ -40,14 +46,17 @@ def run(
         print(context.get_help())
         return
     settle(data=data)
-    from nubes import client
+    from nubes.client import printing
     from nubes.cli import arguments, target
 
-    client.printer = output.log_printer(quiet)
+    printing.printer = output.log_printer(quiet)
     module, name = target.load(what, as_module)
     entry = target.the_entry(module, name, what.partition("::")[0])
     if asks_help:
-        print(arguments.usage(entry.signature, entry.name) + (f"\n\n{entry.signature.about}" if entry.signature.about else ""))
+        print(
+            arguments.usage(entry.signature, entry.name)
+            + (f"\n\n{entry.signature.about}" if entry.signature.about else "")
+        )
         return
     args, kwargs = arguments.parse(context.args, entry.signature, entry.name)
     if detach:
@@ -89,14 +98,17 @@ def _remote(entry: Entry, kwargs: dict[str, Any]) -> Any:
 
 def _spawn(entry: Entry, args: list[Any], kwargs: dict[str, Any], json: bool) -> None:
     if entry.here is not None:
-        raise UsageError(f"{entry.name} is an entrypoint: it runs here and cannot be detached.", "Name one of the app's functions.")
+        raise UsageError(
+            f"{entry.name} is an entrypoint: it runs here and cannot be detached.", "Name one of the app's functions."
+        )
     connect(None)
     entry.app.deploy()
     call = _remote(entry, kwargs).spawn(*args, **kwargs)
     if json:
         output.as_json({"call_id": call.object_id, "app": entry.app.name, "function": entry.name})
     else:
-        print(f"{call.object_id}\nIts result: `nubes call get {call.object_id}`; what it prints: `nubes logs {call.object_id}`.")
+        id = call.object_id
+        print(f"{id}\nIts result: `nubes call get {id}`; what it prints: `nubes logs {id}`.")
 
 
 def _show(result: Any, json: bool) -> None:
@@ -121,12 +133,20 @@ def _json(result: Any) -> str:
     try:
         return plain.encode(result).decode()
     except plain.NotPlain as error:
-        raise UsageError(f"The result is {error}, which is not JSON.", "Leave --json out, or return plain data.") from None
+        raise UsageError(
+            f"The result is {error}, which is not JSON.", "Leave --json out, or return plain data."
+        ) from None
 
 
 def _write(path: Path, result: Any) -> None:
     """Bytes and text as they are, anything else as JSON."""
-    content = result if isinstance(result, bytes) else result.encode() if isinstance(result, str) else (_json(result) + "\n").encode()
+    content = (
+        result
+        if isinstance(result, bytes)
+        else result.encode()
+        if isinstance(result, str)
+        else (_json(result) + "\n").encode()
+    )
     try:
         path.write_bytes(content)
     except OSError as error:
@@ -146,7 +166,11 @@ def deploy(what: What, as_module: AsModule = False, data: Data = None, json: Jso
     from nubes.gateway.web import endpoints
 
     url = _url(folder)
-    reached = [url + path for path in endpoints({made.spec.name: made.spec for made in app.functions.values()})] if url else []
+    reached = (
+        [url + path for path in endpoints({made.spec.name: made.spec for made in app.functions.values()})]
+        if url
+        else []
+    )
     if json:
         output.as_json({**answer, "endpoints": reached})
         return

@@ -35,14 +35,23 @@ def up(
     queueing: Annotated[str | None, typer.Option(help="The queueing policy.")] = None,
     cold_start: Annotated[str | None, typer.Option(help="The cold-start policy.")] = None,
     cpu: Annotated[float | None, typer.Option(help="CPU cores to give out.", show_default="all")] = None,
-    memory: Annotated[str | None, typer.Option(help='Memory to give out, e.g. "8GiB".', show_default="most of it")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help='Memory to give out, e.g. "8GiB".', show_default="most of it")
+    ] = None,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Run in the background.")] = False,
     json: Json = False,
     ready_fd: Annotated[int, typer.Option(hidden=True)] = -1,
 ) -> None:
     """Run the control plane and its HTTP gateway, in the foreground until Ctrl-C or `nubes down`."""
     values = settle(
-        data=data, host=host, port=port, keep_alive=keep_alive, queueing=queueing, cold_start=cold_start, cpu=cpu, memory=memory
+        data=data,
+        host=host,
+        port=port,
+        keep_alive=keep_alive,
+        queueing=queueing,
+        cold_start=cold_start,
+        cpu=cpu,
+        memory=memory,
     )
     policies = {seam: values[seam].value for seam in config.POLICIES if values[seam].value}
     from nubes.kernel.policy import make
@@ -69,7 +78,12 @@ def _serve(values: dict[str, config.Value], policies: dict[str, str], json: bool
         return started
 
     control_plane.run(
-        folder, policies, cpu=values["cpu"].value, memory_bytes=size_bytes(memory) if memory else 0, ready_fd=ready_fd, also=gateway
+        folder,
+        policies,
+        cpu=values["cpu"].value,
+        memory_bytes=size_bytes(memory) if memory else 0,
+        ready_fd=ready_fd,
+        also=gateway,
     )
 
 
@@ -177,7 +191,10 @@ def down(data: Data = None, json: Json = False) -> None:
     while _is_held(folder):
         if time.monotonic() > until:
             pid = answer["pid"]
-            raise NubesError(f"Process {pid} has not ended within {END_S:g} s.", f"End it with `kill -9 {pid}`; nothing accepted is lost.")
+            raise NubesError(
+                f"Process {pid} has not ended within {END_S:g} s.",
+                f"End it with `kill -9 {pid}`; nothing accepted is lost.",
+            )
         time.sleep(0.02)
     _ended(json, folder, answer["pid"])
 

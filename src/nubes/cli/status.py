@@ -12,6 +12,7 @@ from nubes.cli.options import Data, Json, connect
 from nubes.kernel.units import show_bytes, show_seconds
 
 HOUR_S = 3600.0
+NUMBERS = ("version", "functions", "busy", "idle", "starting", "queued", "calls", "forks", "memory", "took", "age")
 SHOWN = 20  # rows of instances and calls that people get to see
 
 
@@ -53,42 +54,50 @@ def _show(status: dict[str, Any], most: int | None) -> None:
     if not status["apps"]:
         print("No app is deployed. Next: `nubes deploy app.py`.")
         return
-    print()
-    output.table("Apps", ("app", "version", "functions", "kind"), (
-        (name, app["version"], len(app["functions"]), "ephemeral" if app["ephemeral"] else "deployed")
-        for name, app in status["apps"].items()
-    ), right=("version", "functions"))  # fmt: skip
-    print()
-    output.table(
-        "Functions",
-        ("function", "busy", "idle", "starting", "queued", "calls", "run time", "cold start", "keep-alive"),
-        (
-            (f["name"].partition("#")[0], f["busy"], f["idle"], f["starting"], f["queued"], f["calls"], _took(f["exec_s"]),
-             _took(f["cold_start_s"]), f["keep_alive"])
-            for f in status["functions"]
-        ),
-        right=("busy", "idle", "starting", "queued", "calls", "run time", "cold start"),
-    )  # fmt: skip
-    _section("Instances", ("id", "function", "state", "pid", "calls so far", "age", "parent"), [
-        (i["id"], i["function"].partition("#")[0], i["state"], i["pid"] or "", i["uses"], show_seconds(i["age_s"]), i["node"] or "none")
+    apps = [
+        (name, a["version"], len(a["functions"]), "ephemeral" if a["ephemeral"] else "deployed")
+        for name, a in status["apps"].items()
+    ]
+    _section("Apps", ("app", "version", "functions", "kind"), apps, None)
+    counts = ("busy", "idle", "starting", "queued", "calls")
+    functions = [
+        (_name(f), *(f[count] for count in counts), _took(f["exec_s"]), _took(f["cold_start_s"]), f["keep_alive"])
+        for f in status["functions"]
+    ]
+    _section("Functions", ("function", *counts, "run time", "cold start", "keep-alive"), functions, None)
+    instances = [
+        (i["id"], _name(i, "function"), i["state"], i["pid"] or "", i["uses"], _took(i["age_s"]), i["node"] or "none")
         for i in status["instances"]
-    ], most)  # fmt: skip
-    _section("Parents", ("id", "parent", "state", "pid", "holds", "forks", "memory", "took"), [
-        (n["id"], n["parent"] or "none", "ready" if n["ready"] else "growing", n["pid"] or "",
-         " ".join([*n["imports"], *filter(None, [n["function"]])]) or "interpreter", n["forks"], show_bytes(n["memory_bytes"]), _took(n["grow_s"]))
+    ]
+    _section("Instances", ("id", "function", "state", "pid", "calls so far", "age", "parent"), instances, most)
+    parents = [
+        (n["id"], n["parent"] or "none", "ready" if n["ready"] else "growing", n["pid"] or "", _holds(n), n["forks"],
+         show_bytes(n["memory_bytes"]), _took(n["grow_s"]))
         for n in status["parents"]
-    ], most)  # fmt: skip
-    _section("Calls", ("call", "function", "state", "age", "attempt", "kept"), [
-        (c["id"], c["function"].partition("#")[0], c["state"], show_seconds(c["age_s"]), c["attempt"], "yes" if c["durable"] else "no")
+    ]  # fmt: skip
+    _section("Parents", ("id", "parent", "state", "pid", "holds", "forks", "memory", "took"), parents, most)
+    calls = [
+        (c["id"], _name(c, "function"), c["state"], _took(c["age_s"]), c["attempt"], "yes" if c["durable"] else "no")
         for c in status["calls"]
-    ], most)  # fmt: skip
+    ]
+    _section("Calls", ("call", "function", "state", "age", "attempt", "kept"), calls, most)
+
+
+def _name(row: dict[str, Any], key: str = "name") -> str:
+    """A function's name without the parameters of a class instance."""
+    name: str = row[key]
+    return name.partition("#")[0]
+
+
+def _holds(parent: dict[str, Any]) -> str:
+    return " ".join([*parent["imports"], *filter(None, [parent["function"]])]) or "interpreter"
 
 
 def _section(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]], most: int | None) -> None:
     if not rows:
         return
     print()
-    output.table(title, columns, rows[:most])
+    output.table(title, columns, rows[:most], right=NUMBERS)
     if most is not None and len(rows) > most:
         print(f"... and {len(rows) - most} more; `nubes ps --all` shows them.")
 

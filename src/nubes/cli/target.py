@@ -12,7 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from nubes.app import App, Cls, Function
+from nubes.api.calls import Cls, Function
+from nubes.app import App
 from nubes.cli.errors import UserError
 from nubes.drivers.local import loading
 from nubes.functions.spec import Code
@@ -55,7 +56,9 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError:
         found = None
     if found is None:
-        raise UsageError(f"There is no module {name!r}.", "Write it as `package.module`, from the folder that holds the package.")
+        raise UsageError(
+            f"There is no module {name!r}.", "Write it as `package.module`, from the folder that holds the package."
+        )
     return _guarded(lambda: importlib.import_module(name), name)
 
 
@@ -70,7 +73,7 @@ def _guarded(run: Callable[[], ModuleType], what: str) -> ModuleType:
         if error.name is None:
             raise UserError(error) from None
         package = error.name.partition(".")[0]
-        hint = f"Install it here, e.g. `uv pip install {package}`, or import it within the function and give that an image with it."
+        hint = f"Install it here (`uv pip install {package}`), or import it within a function whose image has it."
         raise UsageError(f"{what} imports {error.name!r}, which is not installed.", hint) from None
     except UsageError:
         raise
@@ -87,7 +90,9 @@ def the_app(module: ModuleType, name: str, what: str) -> App:
     """The app of that name (or variable), or the only one there is."""
     apps = apps_in(module)
     if not apps:
-        raise UsageError(f"{what} defines no app.", 'Write `app = nubes.App("name")` and put @app.function() above a function.')
+        raise UsageError(
+            f"{what} defines no app.", 'Write `app = nubes.App("name")` and put @app.function() above a function.'
+        )
     if name:
         named = vars(module).get(name)
         found = named if isinstance(named, App) else next((a for a in apps if a.name == name), None)
@@ -134,7 +139,9 @@ def the_entry(module: ModuleType, name: str, what: str) -> Entry:
     entries = entries_in(module)
     if not entries:
         the_app(module, "", what)
-        raise UsageError(f"{what} has nothing to run.", "Put @app.function() or @app.local_entrypoint() above a function.")
+        raise UsageError(
+            f"{what} has nothing to run.", "Put @app.function() or @app.local_entrypoint() above a function."
+        )
     if name:
         if name in entries:
             return entries[name]
@@ -148,4 +155,6 @@ def the_entry(module: ModuleType, name: str, what: str) -> Entry:
         return entries["main"]
     if len(entries) == 1:
         return next(iter(entries.values()))
-    raise UsageError(f"{what} has several functions: {', '.join(entries)}.", f"Say which: {what}::{next(iter(entries))}.")
+    raise UsageError(
+        f"{what} has several functions: {', '.join(entries)}.", f"Say which: {what}::{next(iter(entries))}."
+    )

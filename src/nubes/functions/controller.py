@@ -116,16 +116,8 @@ class Functions:
             reason = f"The queue of {event.function!r} is full ({f.queued} calls wait); nothing was accepted, try again later."
             self._out.append(e.Resolve(event.call, FAILED, "overloaded: " + reason))
             return
-        call = Call(event.call, f, now)
-        call.method = event.method
-        call.owner = event.owner
-        if event.keep:
-            call.keep = True
-            call.input = event.input
-        if event.route:
-            call.route = event.route
+        call = Call(event, f, now)
         if event.key:
-            call.key = event.key
             self.keys[f.name, event.key] = call.id
         self.calls[call.id] = call
         self._arrived(f, call, now)
@@ -712,7 +704,7 @@ class Functions:
                 self._instance_timer(instance, now)
         elif kind == "serve":
             f = self.functions.get(id)  # type: ignore[arg-type]
-            if f is not None:
+            if f is not None and now >= f.held_s:  # else an earlier one took its place
                 f.held_s = inf
                 if f.queued:
                     self._serve(f, now)

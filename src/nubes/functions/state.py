@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from math import floor, inf
 
+from nubes.functions.events import Submitted
 from nubes.functions.seams import CallView, FunctionView, InstanceView, KeepAlive
 from nubes.functions.spec import FunctionSpec
 
@@ -16,19 +17,19 @@ class Call(CallView):
         "also", "asked", "function", "hop", "input", "instance", "keep", "key", "losses", "method", "owner", "route", "started_s",
     )  # fmt: skip
 
-    def __init__(self, id: int, function: Function, now: float) -> None:
-        self.id = id  # set here rather than by the base: a call is made for every arrival
+    def __init__(self, event: Submitted, function: Function, now: float) -> None:
+        self.id = event.call  # set here rather than by the base: a call is made for every arrival
         self.arrived_s = now
         self.attempt = 1
         self.function = function
         self.asked = function.name  # what the caller asked for, before any route
-        self.keep = False
-        self.input = b""
-        self.method = ""
-        self.route: tuple[str, ...] = ()
+        self.keep = event.keep
+        self.input = event.input
+        self.method = event.method
+        self.route = event.route
         self.hop = False  # its input is the output of the step before
-        self.key = ""
-        self.owner = 0
+        self.key = event.key
+        self.owner = event.owner
         self.instance = 0  # 0 while it waits
         self.started_s = 0.0
         self.losses = 0  # instances lost under it

@@ -1,4 +1,4 @@
-"""The instance's side of ASGI: one HTTP request or WebSocket is one call, what the app sends is what the call yields."""
+"""The instance's side of ASGI: a request or a WebSocket is one call, what the app sends is what the call yields."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _LENGTH_BYTES = 4
 def asgi_caller(app: ASGIApp) -> Callable[..., AsyncIterator[Message]]:
     """Turns an ASGI app into an async generator function of (scope, body), which yields the messages the app sends.
 
-    With `channel`, the path of a Unix socket, messages go both ways over it instead: that is how WebSockets run. The app's
-    lifespan begins with the first call and ends with the instance.
+    With `channel`, the path of a Unix socket, messages go both ways over it instead: that is how WebSockets run. The
+    app's lifespan begins with the first call and ends with the instance.
     """
     lifespan = _Lifespan(app)
 

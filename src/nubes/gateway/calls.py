@@ -14,7 +14,7 @@ from nubes.functions.events import SUCCEEDED
 from nubes.functions.spec import FunctionSpec, Web
 from nubes.gateway import plain
 from nubes.gateway.problems import Problem, of_error, of_outcome
-from nubes.kernel.errors import NubesError
+from nubes.kernel.errors import NubesError, Unavailable
 
 
 class Outcome(NamedTuple):
@@ -54,7 +54,9 @@ def find(specs: Mapping[str, FunctionSpec], app: str, name: str) -> Target:
     """What `lookup` finds. A 404 names those that exist."""
     target = lookup(specs, app, name)
     if target is not None and target.web is not None and target.web.kind == "asgi":
-        raise Problem(400, f"{target.label!r} is a web app: it answers at /{target.label}/.", param="function", code="is_web_app")
+        raise Problem(
+            400, f"{target.label!r} is a web app: it answers at /{target.label}/.", param="function", code="is_web_app"
+        )
     if target is not None:
         return target
     spec = specs.get(f"{app}/{name}")
@@ -121,16 +123,25 @@ class Waiting:
             raise of_error(error) from None
 
     async def accepted(self, target: Target, key: str) -> None:
-        """For a durable call: returns once it would survive a crash. A known idempotency key makes it the first call of that key."""
+        """Returns once a durable call would survive a crash. With a known key, it is the first call of that key."""
         if self.plane.sinks.pop(self.call, None) is None:  # it was refused
             outcome = await self.done
             raise of_outcome(*outcome)
+        own = self.call
         if key:
             pool = target.spec.name + target.variant
             self.call = self.plane.controller.keys.get((pool, key), self.call)
-        safe: asyncio.Future[None] = self.plane.loop.create_future()
-        self.plane.when_safe(lambda: safe.done() or safe.set_result(None))
-        await safe
+        safe: asyncio.Future[str] = self.plane.loop.create_future()
+
+        def settle(trouble: str = "") -> None:
+            if not safe.done():
+                safe.set_result(trouble)
+
+        self.plane.when_safe(settle, settle)
+        trouble = await safe
+        if trouble:  # it could not be written down, so it must not run
+            self.plane.feed(e.Cancelled(own, True))
+            raise of_error(Unavailable(trouble, "Free some space; the call was not accepted."))
 
     async def items(self) -> AsyncIterator[bytes]:
         """What a generator yields, as it comes."""
@@ -169,6 +180,6 @@ async def item_json(output: bytes, target: str) -> bytes:
         return await asyncio.get_running_loop().run_in_executor(None, plain.to_json, output)
     except plain.NotPlain as error:
         raise Problem(
-            422, f"{target} returned {error}, which is not JSON. Return plain data: numbers, text, lists, dicts or arrays.",
+            422, f"{target} returned {error}, which is not JSON. Return numbers, text, lists, dicts or arrays.",
             code="result_not_json",
         ) from None  # fmt: skip

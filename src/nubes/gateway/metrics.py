@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -62,7 +62,7 @@ class Metrics:
         plane.observe(e.Dispatch, self._dispatched)
         plane.observe(e.Resolve, self._resolved)
         plane.observe(e.StartInstance, self._started)
-        plane.observe(e.StopInstance, lambda command: self._source.pop(command.instance, None))
+        plane.observe(e.StopInstance, self._stopped)
         plane.observe(e.InstanceReady, self._ready)
         plane.observe(e.InstanceLost, self._instance_lost)
         self.registry = CollectorRegistry(auto_describe=False)
@@ -73,7 +73,7 @@ class Metrics:
         """The exposition format."""
         return generate_latest(self.registry)
 
-    # -- events and commands ---------------------------------------------------------------------------------------------
+    # -- events and commands --------------------------------------------------------------------------------------
 
     def _dispatched(self, command: e.Dispatch) -> None:
         now = self.plane.now
@@ -107,6 +107,9 @@ class Metrics:
         if instance is not None and source:
             _histogram(self.instance_start, source).observe(self.plane.clock() - instance.started_s)
 
+    def _stopped(self, command: e.StopInstance) -> None:
+        self._source.pop(command.instance, None)
+
     def _instance_lost(self, event: e.InstanceLost) -> None:
         self._source.pop(event.instance, None)
         instance = self.plane.controller.instances.get(event.instance)
@@ -114,7 +117,7 @@ class Metrics:
             name = instance.function.spec.name
             self.lost[name] = self.lost.get(name, 0) + 1
 
-    # -- scrapes -------------------------------------------------------------------------------------------------------
+    # -- scrapes --------------------------------------------------------------------------------------------------
 
     def collect(self) -> Iterator[Metric]:
         yield from self._counted()
@@ -208,9 +211,7 @@ def _histogram(of: dict[str, Histogram], key: str) -> Histogram:
     return found
 
 
-def _counter(
-    name: str, about: str, labels: Sequence[str], counts: dict[tuple[str, ...], int] | dict[tuple[str, str], int]
-) -> Metric:
+def _counter(name: str, about: str, labels: Sequence[str], counts: Mapping[Any, int]) -> Metric:
     family = CounterMetricFamily(name, about, labels=labels)
     for key, count in counts.items():
         family.add_metric(key, count)

@@ -149,10 +149,11 @@ _CALL_SCHEMA: dict[str, Any] = {
     "properties": {"call_id": {"type": "string"}, "status": {"type": "string", "enum": _STATES}},
 }
 _ID = {"name": "call_id", "in": "path", "required": True, "schema": {"type": "string"}}
+_TIMEOUT = {"name": "timeout", "in": "query", "description": "seconds to wait", "schema": {"type": "number"}}
 _CALL = {
     "get": {
         "summary": "The state and the result of a call", "operationId": "get_call", "tags": ["calls"],
-        "parameters": [_ID, {"name": "timeout", "in": "query", "description": "seconds to wait", "schema": {"type": "number"}}],
+        "parameters": [_ID, _TIMEOUT],
         "responses": {
             **_answers(200, "application/json", {"$ref": "#/components/schemas/Call"}),
             "202": {"description": "It has not ended yet."},

@@ -1,4 +1,4 @@
-"""Results as JSON. What functions return is read without running any of their code: only plain data and arrays come through."""
+"""Results as JSON, read without running any of the functions' code: only plain data and arrays come through."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import msgspec
 from nubes.drivers.local import payload
 
 _HARMLESS = {
-    "builtins": {"set", "frozenset", "bytearray", "complex", "range", "slice", "list", "dict", "tuple", "int", "float", "str", "bytes", "bool"},
+    "builtins": {
+        "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "range", "set", "slice",
+        "str", "tuple",
+    },
     "collections": {"OrderedDict", "defaultdict", "deque", "Counter"},
     "datetime": {"date", "datetime", "time", "timedelta", "timezone"},
     "decimal": {"Decimal"},

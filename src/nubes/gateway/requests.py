@@ -53,7 +53,7 @@ def parse(body: bytes) -> Any:
 
 
 async def arguments(request: Request) -> Arguments:
-    """`{"args": [...], "kwargs": {...}}`; or an object of keyword arguments, a list of arguments, or one single argument."""
+    """`{"args": [...], "kwargs": {...}}`; or an object of keyword arguments, a list of arguments, or one argument."""
     given = parse(await body_of(request))
     if given is None:
         return Arguments([], {}, {})
@@ -97,7 +97,7 @@ def bound(signature: Signature | None, given: Arguments) -> None:
 
 
 def from_query(request: Request, signature: Signature | None) -> dict[str, Any]:
-    """Keyword arguments from a query string, each of its parameter's type. Names that the function does not know are left out."""
+    """Keyword arguments from a query string, each of its parameter's type; names it does not know are left out."""
     kwargs: dict[str, Any] = {}
     for name in request.query_params:
         values = request.query_params.getlist(name)
@@ -130,7 +130,7 @@ def timeout_s(request: Request, default: float | None = None) -> float | None:
 
 
 async def or_gone(request: Request, future: Awaitable[T], timeout: float | None = None) -> T:
-    """The result of `future`, unless the client hangs up first (`ConnectionError`) or time runs out (`TimeoutError`)."""
+    """The result of `future`; `ConnectionError` if the client hangs up first, `TimeoutError` if time runs out."""
     task = asyncio.ensure_future(future)
     gone = asyncio.ensure_future(_gone(request))
     try:

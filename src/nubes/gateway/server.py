@@ -86,7 +86,7 @@ class _Server(uvicorn.Server):
     """Signals are the control plane's."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 
@@ -156,7 +156,7 @@ class Gateway:
             hint = "Send it as `Authorization: Bearer TOKEN`; it stands in the file `token` of the data folder."
             raise Problem(401, f"{what} {hint}", code="invalid_token", headers={"www-authenticate": "Bearer"})
 
-    # -- endpoints -------------------------------------------------------------------------------------------------------
+    # -- endpoints ------------------------------------------------------------------------------------------------
 
     async def _root(self, request: Request) -> Response:
         return RedirectResponse("/docs")
@@ -241,8 +241,8 @@ def _problem(error: Problem | NubesError | HTTPException, scope: Scope) -> Probl
     if error.status_code == 404:
         return Problem(404, f"Nothing answers at {scope['path']}. See /docs for what does.", code="not_found")
     if error.status_code == 405:
-        return Problem(405, f"{scope.get('method')} is not for {scope['path']}. Use {headers.get('allow', 'another method')}.",
-                       code="method_not_allowed", headers=headers)  # fmt: skip
+        message = f"{scope.get('method')} is not for {scope['path']}. Use {headers.get('allow', 'another method')}."
+        return Problem(405, message, code="method_not_allowed", headers=headers)
     return Problem(error.status_code, error.detail, headers=headers)
 
 

@@ -63,7 +63,7 @@ class WebEndpoints:
             response = await self._function(target, web, Request(scope, receive))
             await response(scope, receive, send)
 
-    # -- functions -------------------------------------------------------------------------------------------------------
+    # -- functions ------------------------------------------------------------------------------------------------
 
     async def _function(self, target: Target, web: Web, request: Request) -> Response:
         if request.method != web.method and not (request.method == "HEAD" and web.method == "GET"):
@@ -94,7 +94,7 @@ class WebEndpoints:
             waiting.cancel()
         return Response(await calls.value(outcome, target.label, tell=False), media_type="application/json")
 
-    # -- ASGI apps -------------------------------------------------------------------------------------------------------
+    # -- ASGI apps ------------------------------------------------------------------------------------------------
 
     async def _asgi(self, target: Target, root: str, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -142,7 +142,8 @@ class WebEndpoints:
         server = await asyncio.start_unix_server(accept, path)
         try:
             waiting.submit(target, (_plain(scope, root),), {"channel": path})
-            await asyncio.wait({connected, waiting.done}, timeout=CHANNEL_S, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {connected, waiting.done}
+            await asyncio.wait(either, timeout=CHANNEL_S, return_when=asyncio.FIRST_COMPLETED)
             if not connected.done():
                 await send({"type": "websocket.close", "code": 1013, "reason": "the app did not take the connection"})
                 return
@@ -212,7 +213,7 @@ _SCOPE = (
 
 
 def _plain(scope: Scope, root: str) -> dict[str, Any]:
-    """What an instance needs of a scope: plain data. The path stays whole; `root_path` says where the app is mounted."""
+    """What an instance needs of a scope: plain data. The path stays whole; `root_path` says where the app is."""
     kept = {key: scope[key] for key in _SCOPE if key in scope}
     kept["headers"] = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
     return {**kept, "root_path": root, "asgi": {"version": "3.0", "spec_version": "2.3"}}

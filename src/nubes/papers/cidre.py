@@ -78,7 +78,7 @@ def run(ctx: Context) -> Iterator[Result]:
     pairs = []
     for seed in ctx.each("bursts on live instances"):
         pairs.append([live(ctx, policy, seed, rounds) for policy in ("cidre", "faascache")])
-    about = f"6 functions, {IMPORT_S:g} s imports, {EXEC_S:g} s calls; {rounds} bursts of 4 to 8 clients; room for 9 instances"
+    about = f"6 functions, {IMPORT_S:g} s imports, {EXEC_S:g} s calls, room for 9; {rounds} bursts of 4 to 8 clients"
     yield ctx.result(LIVE_STARTS, [ours[0] / theirs[0] for ours, theirs in pairs], about, "live")
     yield ctx.result(LIVE_P99, [ours[1] / theirs[1] for ours, theirs in pairs], about, "live")
 

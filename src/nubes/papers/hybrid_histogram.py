@@ -10,7 +10,7 @@ import numpy as np
 from nubes.functions.policies.hybrid_histogram import PAPER
 from nubes.papers import Claim, Context, Result, at_most, reproduction
 from nubes.papers.live import by_the_clock, cloud, module
-from nubes.papers.simulated import azure, sweep, with_specs, words
+from nubes.papers.simulated import azure, sweep, with_specs, with_starts, words
 
 FIXED = ("5m", "10m", "20m", "60m", "120m")
 BASELINE = "fixed-window(keep=10m)"
@@ -70,7 +70,7 @@ def run(ctx: Context) -> Iterator[Result]:
     from nubes.replay.configuration import configurations
 
     functions = ctx.pick(100, 500)
-    unlimited = with_specs(azure(ctx, functions, start_s=INSTANT_S), concurrency=1_000_000)
+    unlimited = with_starts(with_specs(azure(ctx, functions), concurrency=1_000_000), INSTANT_S)
     texts = (
         "hybrid-histogram",
         BASELINE,

@@ -68,14 +68,22 @@ def settle(client: Client, ready: Callable[[dict[str, Any]], bool], timeout_s: f
         time.sleep(0.02)
 
 
-def private_bytes(pid: int) -> int:
-    """Memory of a process that no other shares."""
+def memory_bytes(pid: int, *kinds: str) -> int:
+    """Memory of a process, by the kernel's words: `Pss` (shared pages in parts), or `Private_Dirty` and the like."""
     total = 0
     with open(f"/proc/{pid}/smaps_rollup") as file:
         for line in file:
-            if line.startswith(("Private_Dirty:", "Private_Clean:")):
-                total += int(line.split()[1]) * 1024
+            name, _, rest = line.partition(":")
+            if name in kinds:
+                total += int(rest.split()[0]) * 1024
     return total
+
+
+def cloud_bytes(client: Client) -> int:
+    """Memory of all instances and parents of a cloud, shared pages counted once."""
+    status = client.ask("status")
+    pids = [one["pid"] for one in (*status["instances"], *status["parents"]) if one["pid"]]
+    return sum(memory_bytes(pid, "Pss") for pid in pids)
 
 
 async def by_the_clock(calls: Sequence[tuple[float, Any, tuple[Any, ...]]]) -> list[tuple[float, Any]]:

@@ -20,32 +20,42 @@ Source = Callable[[int], "Workload"]
 AZURE = "azure-functions-2019"
 
 
-def source(ctx: Context, name: str, stand_in: str, start_s: float | None = None) -> Source:
-    """A workload for each seed: the trace the user named, else `name` if that is at hand, else `stand_in` made up."""
+def source(ctx: Context, name: str, stand_in: str, **options: object) -> Source:
+    """A workload for each seed: the trace the user named, else `name` if that is at hand, else `stand_in` made up.
+
+    `options` are for the reader of `name`.
+    """
     from nubes.workloads import Workload, load
 
     def make(seed: int) -> Workload:
-        options = {} if start_s is None else {"start_s": start_s}
-        wanted = ctx.trace or name
         try:
-            found = load(wanted, seed, **options)
+            found = load(ctx.trace, seed) if ctx.trace else load(name, seed, **options)
         except NotFound:
             if ctx.trace:
                 raise
-            found = load(stand_in, seed, **options)
-        except TypeError:  # a format that brings its own start times
-            found = load(wanted, seed)
+            found = load(stand_in, seed)
         if not isinstance(found, Workload):
-            raise UsageError(f"{wanted} is a recording.", "Give a trace here; `nubes replay` takes recordings.")
+            raise UsageError(f"{ctx.trace} is a recording.", "Give a trace here; `nubes replay` takes recordings.")
         return found
 
     return make
 
 
-def azure(ctx: Context, functions: int, start_s: float | None = None) -> Source:
+def azure(ctx: Context, functions: int, **options: object) -> Source:
     """The Azure sample of 100 or 500 functions, or functions made up like them."""
-    stand_in = f"azure-like(functions={functions},length=8h)"
-    return source(ctx, f"{AZURE}/{functions}", stand_in, start_s)
+    return source(ctx, f"{AZURE}/{functions}", f"azure-like(functions={functions},length=8h)", **options)
+
+
+def with_starts(make: Source, start_s: float) -> Source:
+    """The same workload with every start taking `start_s`."""
+
+    def changed(seed: int) -> Workload:
+        import numpy as np
+
+        workload = make(seed)
+        return replace(workload, start_s=(np.array([start_s]),) * len(workload.specs))
+
+    return changed
 
 
 def with_specs(make: Source, **fields: object) -> Source:

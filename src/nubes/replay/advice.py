@@ -80,7 +80,7 @@ def _snapshot(ledger: Ledger, name: str, cold: list[Start]) -> list[Advice]:
     setup_s = sum(s.parts()["setup"] for s in cold)
     if ledger.specs[name].kind != "class" or setup_s / len(cold) < HOOK_S:
         return []
-    what = "Run the set-up once, in the parent that instances are forked from; open files and sockets must wait for a second hook."
+    what = "Run the set-up once, in the parent that instances are forked from (what opens sockets, in another hook)."
     return [Advice(name, what, "@nubes.enter(snap=True)", setup_s, 0.0, len(cold), 0.0)]
 
 
@@ -95,7 +95,7 @@ def _parents(ledger: Ledger, name: str, cold: list[Start]) -> list[Advice]:
         found.append(Advice(name, what, "nubes policy set cold-start seuss", saved_s, 0.0, len(bare), 0.0))
     shared = [s for s in cold if s.source == "parent"]
     if shared:
-        what = "The parent lacks the function's own module: keep that in a parent too, or import within the function what calls need late."
+        what = "The parent lacks the function's own module: keep that in a parent too, or import later, within calls."
         change = "nubes policy set cold-start seuss"
         found.append(Advice(name, what, change, sum(s.parts()["import"] for s in shared), 0.0, len(shared), 0.0))
     waited = [s for s in cold if s.parts()["parent"] > LEAST_S]

@@ -54,7 +54,7 @@ def logarithmic(title: str, values: Sequence[float], show: Callable[[float], str
 
 
 def ratios(title: str, values: Sequence[float]) -> Axis:
-    """Around 1, as far to both sides as the values go, but at most a factor of a hundred: further out is at the edge."""
+    """Around 1, as far to both sides as the values go, at most a factor of a hundred: further out is at the edge."""
     reach = min(max([abs(log10(v)) for v in values if v > 0.0] + [log10(1.1)]) * 1.05, 2.0)
     marks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
     shown = [m for m in marks if abs(log10(m)) <= reach and (reach < 0.7 or m not in (0.8, 0.9, 1.1, 1.25))]

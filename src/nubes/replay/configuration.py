@@ -9,9 +9,9 @@ from math import inf
 import msgspec
 
 from nubes.functions.controller import Functions
-from nubes.kernel.policy import find
+from nubes.kernel.policy import SEAMS, find
 
-DEFAULTS = {"keep-alive": "cidre", "queueing": "fifo", "cold-start": "fresh"}
+DEFAULTS = {seam: SEAMS[seam].default for seam in ("keep-alive", "queueing")} | {"cold-start": "fresh"}
 
 
 class Configuration(msgspec.Struct, frozen=True):

@@ -1,13 +1,14 @@
 """The cold-start ledger: every start of a recorded run, split into its parts.
 
-A call that waits for a new instance spends its time, one part after the other, in
-queue (until an instance is asked for), parent (until the parent it is forked from has grown), fork, environment, import,
-setup (the user's enter hooks), and first answer (from then, by the instance's own clock, until the result is back).
+A call that waits for a new instance spends its time, one part after the other, in queue (until an instance is asked
+for), parent (until the parent it is forked from has grown), fork, environment, import, setup (the user's enter hooks),
+and first answer (from then, by the instance's own clock, until the result is back).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from math import inf, nan
 from pathlib import Path
 from statistics import median
@@ -59,7 +60,7 @@ class Start(msgspec.Struct):
             marks.append(marks[-1] + phase)
         seen = [max(mark, self.arrived_s) for mark in marks]
         lengths = [seen[0] - self.arrived_s]
-        lengths += [after - before for before, after in zip(seen, seen[1:], strict=False)]
+        lengths += [after - before for before, after in pairwise(seen)]
         lengths.append(self.answered_s - seen[-1])
         return dict(zip(PARTS, lengths, strict=True))
 
@@ -131,10 +132,11 @@ class _Fold:
         if isinstance(event, e.Submitted):
             self._arrived(event, now)
         elif isinstance(event, e.Finished):
-            start = self.first.pop((event.instance, event.call), None)
-            if start is not None:
-                start.answered_s = now
-            if event.instance in self.starts:
+            instance = controller.instances.get(event.instance)
+            if instance is not None and event.call in instance.calls:
+                start = self.first.pop((event.instance, event.call), None)
+                if start is not None:
+                    start.answered_s = now
                 self.starts[event.instance].last_busy_s = now
         elif isinstance(event, e.InstanceReady) and event.instance in self.starts:
             start = self.starts[event.instance]

@@ -47,7 +47,8 @@ def trial_html(trial: Trial) -> str:
     """The trial as one page."""
     parts = [
         f"<header><p class='kicker'>trial on {escape(trial.seam)}</p><h1>{escape(trial.candidate)}</h1>"
-        f"<p class='facts'>against {len(trial.opponents)} policies</p><p class='source'>{escape(setting(trial))}</p></header>",
+        f"<p class='facts'>against {len(trial.opponents)} policies</p>"
+        f"<p class='source'>{escape(setting(trial))}</p></header>",
         f"<ul class='order'>{''.join(f'<li>{escape(line)}</li>' for line in conclusions(trial))}</ul>",
         _table(trial),
     ]

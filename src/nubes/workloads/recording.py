@@ -19,7 +19,7 @@ from nubes.functions.controller import Functions
 from nubes.functions.models import NodeKind, TreeTimes
 from nubes.functions.spec import FunctionSpec
 from nubes.kernel.errors import UsageError
-from nubes.kernel.log import read
+from nubes.kernel.log import Log, read
 from nubes.kernel.message import Codec
 from nubes.workloads.outcome import ANSWERED, FAILED, Lives, Outcome
 from nubes.workloads.workload import Workload
@@ -66,6 +66,15 @@ def events_of(folder: Path) -> list[Timed]:
         )
     decode = Codec(e.EVENTS).decode
     return [decode(record) for record in read(where)]
+
+
+def write_events(folder: Path, events: Iterable[Timed]) -> None:
+    """Stores (time, event) pairs, as a simulation records them, as a log that `events_of` reads."""
+    encode = Codec(e.EVENTS).encode
+    log = Log(folder / "log")
+    for at, event in events:
+        log.append(encode(at, event))
+    log.close()
 
 
 def load_recording(folder: Path, name: str = "") -> Recording:

@@ -17,10 +17,16 @@ from nubes.kernel.policy import make
 async def _safe(session: Session) -> None:
     """Returns once everything said so far is on disk."""
     future: asyncio.Future[None] = session.plane.loop.create_future()
-    session.plane.when_safe(
-        lambda: future.done() or future.set_result(None),
-        lambda why: future.done() or future.set_exception(Unavailable(why, "Free some space, then try again.")),
-    )
+
+    def safe() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    def full(why: str) -> None:
+        if not future.done():
+            future.set_exception(Unavailable(why, "Free some space, then try again."))
+
+    session.plane.when_safe(safe, full)
     await future
 
 

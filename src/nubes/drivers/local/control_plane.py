@@ -11,12 +11,13 @@ import pickle
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import nubes
-from nubes.drivers.local import wire
+from nubes.drivers.local import payload, retention, wire
 from nubes.drivers.local.environments import Environments
 from nubes.drivers.local.limits import Limits
 from nubes.drivers.local.logstore import LogStore
@@ -70,6 +71,7 @@ class ControlPlane:
         self.inputs: dict[int, bytes] = {}  # of calls that are not kept in the log
         self.outputs: dict[int, bytes] = {}
         self.released: set[int] = set()  # calls whose arguments in shared memory nobody reads any more
+        self.clients: Counter[int] = Counter()  # process -> its connections
         self.sinks: dict[int, Sink] = {}
         self.watchers: dict[int, list[Sink]] = {}  # who fetches a durable call
         self.prints: Callable[[int, str, str, str], None] = lambda *_: None
@@ -244,8 +246,10 @@ class ControlPlane:
 
     def _snapshot(self) -> None:
         try:
-            self.log.save_snapshot(_code_version() + b"\n" + pickle.dumps(self.controller, 5))
+            state = _code_version() + b"\n" + pickle.dumps(self.controller, 5)
+            self.log.save_snapshot(state, keep_segments=not retention.log_is_large(self.folder / "log"))
             self._snapshot_at = self.log.count
+            retention.sweep(self.folder / "objects", self.controller)
         except OSError as error:
             self._cannot_write(error)
 
@@ -265,7 +269,10 @@ class ControlPlane:
         inputs = list(command.inputs)
         keep = bool(inputs)
         if not inputs or not all(inputs):
-            inputs = [self.inputs.get(call) or (inputs[i] if inputs else b"") for i, call in enumerate(command.calls)]
+            kept = inputs or [b""] * len(command.calls)  # empty: not kept in the log, or a call that the clock made
+            inputs = [
+                self.inputs.get(call) or data or payload.NO_ARGUMENTS for call, data in zip(command.calls, kept, strict=True)
+            ]
         self.processes.dispatch(command, keep, inputs)
 
     def _instance_frame(self, instance: int, frame: list[Any]) -> None:

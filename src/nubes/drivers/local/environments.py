@@ -123,6 +123,7 @@ class _Work:
             _uv(),
             "venv",
             "--no-project",
+            "--quiet",
             "--relocatable",
             "--python",
             sys.executable,
@@ -179,7 +180,8 @@ class _Work:
         try:
             while line := (await process.stdout.readline()).decode(errors="replace"):
                 self._say(line)
-                last = [*last, line.strip()][-_LAST_LINES:]
+                if not line.startswith("Using Python"):  # uv's greeting
+                    last = [*last, line.strip()][-_LAST_LINES:]
             status = await process.wait()
         finally:
             if process.returncode is None:

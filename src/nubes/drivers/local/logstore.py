@@ -109,7 +109,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def wanted(function: str = "", call: int = 0, since_s: float = 0.0, search: str = "") -> Wanted:
-    """Which lines to show: of a function (`app/function`) or a whole app, of a call, since a time, with a text in them."""
+    """Which lines to show: of a function (`app/function`) or an app, of a call, since a time, with a text in them."""
 
     def check(line: Line) -> bool:
         if function and line.function != function and not line.function.startswith(function + "/"):

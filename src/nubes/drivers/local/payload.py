@@ -120,18 +120,26 @@ def discard(path: str) -> None:
         pass
 
 
-class _Pickler(pickle.Pickler):
-    def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is bytes and len(obj) >= INLINE_BYTES:
-            return bytes, (pickle.PickleBuffer(obj),)
-        return NotImplemented
+class _Large:
+    """Stands in for large `bytes` while they are pickled: pickle itself takes only other buffers out of band."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return bytes, (pickle.PickleBuffer(self.raw),)
 
 
-class _CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
-    def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is bytes and len(obj) >= INLINE_BYTES:
-            return bytes, (pickle.PickleBuffer(obj),)
-        return super().reducer_override(obj)
+def _marked(value: Any) -> Any:
+    """`value` with the large bytes at its top, or among a call's arguments, marked to go out of band."""
+    if type(value) is bytes and len(value) >= INLINE_BYTES:
+        return _Large(value)
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is tuple and type(value[1]) is dict:
+        args, kwargs = value
+        if any(type(one) is bytes for one in (*args, *kwargs.values())):
+            marked = {name: _marked(one) if type(one) is bytes else one for name, one in kwargs.items()}
+            return tuple(_marked(one) if type(one) is bytes else one for one in args), marked
+    return value
 
 
 def dumps(value: Any, segments: Segments | None, by_value: bool = False) -> bytes:
@@ -143,6 +151,7 @@ def dumps(value: Any, segments: Segments | None, by_value: bool = False) -> byte
         small = _small(value)
         if small is not None:
             return small
+    value = _marked(value)
     out = io.BytesIO()
     large: list[memoryview] = []
 
@@ -159,11 +168,11 @@ def dumps(value: Any, segments: Segments | None, by_value: bool = False) -> byte
     try:
         if by_value:
             raise pickle.PicklingError
-        _Pickler(out, 5, buffer_callback=keep_inline).dump(value)
+        pickle.Pickler(out, 5, buffer_callback=keep_inline).dump(value)
     except (pickle.PicklingError, AttributeError, TypeError):
         out = io.BytesIO()
         large.clear()
-        _CloudPickler(out, 5, buffer_callback=keep_inline).dump(value)
+        cloudpickle.Pickler(out, 5, buffer_callback=keep_inline).dump(value)
     if not large:
         return b"P" + out.getvalue()
     assert segments is not None
@@ -182,6 +191,9 @@ def _small(value: Any) -> bytes | None:
     elif type(value) in _SCALARS:
         return b"P" + pickle.dumps(value, 5)
     return None
+
+
+NO_ARGUMENTS = b"P" + pickle.dumps(((), {}), 5)
 
 
 def loads(payload: bytes) -> Any:

@@ -73,6 +73,7 @@ class Session:
         self.stop = stop
         self.owner = next(_owners)
         self.pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        plane.clients[self.pid] += 1
         self.calls: set[int] = set()
         self.watched: set[int] = set()
         self.apps: set[str] = set()  # ephemeral ones, which go with it
@@ -172,7 +173,10 @@ class Session:
             self.plane.unwatch(call, self)
         if self.calls or self.apps:
             self.plane.feed(e.ClientGone(self.owner, tuple(sorted(self.apps))))
-        payload.clean(self.plane.shared, self.pid)
+        self.plane.clients[self.pid] -= 1
+        if not self.plane.clients[self.pid]:
+            del self.plane.clients[self.pid]
+            payload.clean(self.plane.shared, self.pid)
 
 
 def specs_from(raw: list[bytes]) -> tuple[FunctionSpec, ...]:

@@ -101,8 +101,8 @@ class Stores:
             finally:
                 if turn in line:
                     line.remove(turn)
-                if not line:
-                    self._lines.pop(key, None)
+                if not line and self._lines.get(key) is line:
+                    del self._lines[key]
                 if turn.done() and not turn.cancelled() and not came:
                     self._wake(*key)  # it was called up, and leaves: the next one's turn
 

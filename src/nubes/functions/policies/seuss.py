@@ -18,12 +18,14 @@ class Seuss(ColdStart):
 
     Hot: an idle instance takes the call (not a start at all). Warm: the function's node exists and is cloned.
     Cold: the runtime node is cloned, imports the function, is captured as its node, and that is cloned.
-    Function nodes are reclaimed least recently used first, the runtime node never.
+    Function nodes are reclaimed least recently used first, the runtime node never. `runtime` names packages
+    (`numpy+scipy`) that a runtime node of its own holds for all functions that import every one of them.
     """
 
     prime = True
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: str = "") -> None:
+        self.runtime = frozenset(filter(None, runtime.split("+")))
         self.found: dict[str, int] = {}  # function -> where its node was last seen, so that not all are searched
 
     def plan(self, f: FunctionView, nodes: Mapping[int, NodeView], now: float) -> Plan:
@@ -32,14 +34,15 @@ class Seuss(ColdStart):
         if node is not None and node.ready and node.function == name:
             return Plan(node.id)
         root = 0
+        shared = self.runtime if self.runtime <= set(f.spec.code.imports) else frozenset()
         for node in nodes.values():
             if node.ready and node.function == name:
                 self.found[name] = node.id
                 return Plan(node.id)
-            if node.ready and not node.parent and not node.function and not node.imports:
+            if node.ready and not node.parent and not node.function and node.imports == shared:
                 root = node.id
-        capture = Grow(f.spec.code.imports, name)
-        return Plan(root, (capture,)) if root else Plan(0, (Grow(), capture))
+        capture = Grow(tuple(package for package in f.spec.code.imports if package not in shared), name)
+        return Plan(root, (capture,)) if root else Plan(0, (Grow(tuple(sorted(shared))), capture))
 
     def worth(self, node: NodeView, now: float) -> float:
         return node.last_used_s if node.function else inf

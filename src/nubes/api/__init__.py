@@ -1,0 +1,1 @@
+"""What the declarative API is made of; users find all of it in `nubes`."""

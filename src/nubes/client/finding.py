@@ -1,0 +1,92 @@
+"""Finding a control plane, or starting one for this process."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import platformdirs
+
+from nubes.client.client import Client
+from nubes.kernel.errors import Unavailable
+
+_shared: Client | None = None
+_lock = threading.Lock()
+
+
+def data_folder() -> Path:
+    """The data folder: `NUBES_DATA`, or the user's."""
+    return Path(os.environ.get("NUBES_DATA") or platformdirs.user_data_dir("nubes")).expanduser().absolute()
+
+
+def connect(start: bool = True) -> Client:
+    """This process's client: of `NUBES_SOCKET`, of the control plane on the data folder, or of one it starts, embedded.
+
+    Raises `Unavailable` if there is none and `start` is false.
+    """
+    global _shared
+    with _lock:
+        if _shared is not None and os.path.exists(_shared.path):
+            return _shared
+        path = os.environ.get("NUBES_SOCKET") or str(data_folder() / "socket")
+        try:
+            _shared = Client(path)
+        except (Unavailable, ConnectionError):
+            if not start or "NUBES_SOCKET" in os.environ:
+                raise
+            _start_embedded(data_folder())
+            _shared = Client(path)
+        return _shared
+
+
+def disconnect() -> None:
+    """Lets go of the control plane; one that was started for this process ends."""
+    global _shared
+    with _lock:
+        if _shared is not None:
+            _shared.close()
+            _shared = None
+        for process, watch in _embedded:
+            os.close(watch)
+            process.wait()
+        _embedded.clear()
+
+
+_embedded: list[tuple[subprocess.Popen[bytes], int]] = []
+
+
+def _start_embedded(folder: Path) -> None:
+    """Starts a control plane that ends with this process."""
+    watch_reading, watch_writing = os.pipe()
+    ready_reading, ready_writing = os.pipe()
+    policies = [f"{seam}={os.environ[name]}" for seam, name in POLICY_VARIABLES.items() if os.environ.get(name)]
+    argv = [sys.executable, "-P", "-m", "nubes.drivers.local.control_plane", str(folder), str(watch_reading), str(ready_writing), *policies]
+    with tempfile.TemporaryFile() as complaints:
+        process = subprocess.Popen(
+            argv, pass_fds=(watch_reading, ready_writing), stdin=subprocess.DEVNULL, stderr=complaints, start_new_session=True
+        )
+        os.close(watch_reading)
+        os.close(ready_writing)
+        ready = os.read(ready_reading, 1)
+        os.close(ready_reading)
+        if not ready:
+            os.close(watch_writing)
+            process.wait()
+            complaints.seek(0)
+            text = complaints.read().decode(errors="replace").strip()
+            raise Unavailable(f"The control plane did not start: {text.splitlines()[-1] if text else 'it said nothing'}")
+    if not _embedded:
+        atexit.register(disconnect)
+    _embedded.append((process, watch_writing))
+
+
+POLICY_VARIABLES = {
+    "keep-alive": "NUBES_KEEP_ALIVE",
+    "queueing": "NUBES_QUEUEING",
+    "cold-start": "NUBES_COLD_START",
+}
