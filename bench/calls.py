@@ -1,6 +1,7 @@
 """Warm calls, maps and large arguments against Ray and Dask: `python bench/calls.py`.
 
-The physical limit of a call through a control plane is two round trips between processes; a bare one over a socket pair is
+The physical limit of a call through a control plane is two round trips between processes; a bare one over a socket
+pair is
 printed beside it. The limit of a large argument is one copy into memory that the other side can see.
 """
 
@@ -41,7 +42,8 @@ call = med(lambda i: ray.get(noop.remote(i)))
 actor_call = med(lambda i: ray.get(actor.noop.remote(i)))
 rates = []
 for _ in range(3):
-    t = time.perf_counter(); ray.get([noop.remote(i) for i in range(10_000)]); rates.append(10_000 / (time.perf_counter() - t))
+    t = time.perf_counter(); ray.get([noop.remote(i) for i in range(10_000)]); rates.append(10_000 /
+    (time.perf_counter() - t))
 print(json.dumps({"call": call, "actor_call": actor_call, "rate": statistics.median(rates)}))
 """
 
@@ -55,7 +57,8 @@ if __name__ == "__main__":
     out = []
     for i in range(200):
         t = time.perf_counter(); client.submit(noop, i, pure=False).result(); out.append(time.perf_counter() - t)
-    t = time.perf_counter(); client.gather(client.map(noop, range(3_000), pure=False)); rate = 3_000 / (time.perf_counter() - t)
+    t = time.perf_counter(); client.gather(client.map(noop, range(3_000), pure=False)); rate = 3_000 /
+    (time.perf_counter() - t)
     print(json.dumps({"call": statistics.median(out), "rate": rate}))
     client.close()
 """
@@ -96,20 +99,60 @@ def main() -> None:
         copy = median_of(lambda: np.copyto(target, array), 20, 3)
         large = median_of(lambda: shape.remote(array), 20, 3)
     ray, dask = peer(RAY), peer(DASK)
-    print(f"two bare round trips between processes: {show_s(2 * trip)}; a warm call takes {warm / (2 * trip):.1f} times that")
+    print(
+        f"two bare round trips between processes: {show_s(2 * trip)}; "
+        f"a warm call takes {warm / (2 * trip):.1f} times that"
+    )
     rows = []
     if ray:
         rows += [
-            Row("warm call against Ray's task", show_s(warm), f"Ray {show_s(ray['call'])}", warm / ray["call"], 1 / 15, False),
-            Row("warm call against Ray's actor", show_s(warm), f"Ray {show_s(ray['actor_call'])}", warm / ray["actor_call"], 1, False),
-            Row("map of 10,000 no-ops against Ray, per second", f"{rate:,.0f}", f"Ray {ray['rate']:,.0f}", rate / ray["rate"], 15, True),
+            Row(
+                "warm call against Ray's task",
+                show_s(warm),
+                f"Ray {show_s(ray['call'])}",
+                warm / ray["call"],
+                1 / 15,
+                False,
+            ),
+            Row(
+                "warm call against Ray's actor",
+                show_s(warm),
+                f"Ray {show_s(ray['actor_call'])}",
+                warm / ray["actor_call"],
+                1,
+                False,
+            ),
+            Row(
+                "map of 10,000 no-ops against Ray, per second",
+                f"{rate:,.0f}",
+                f"Ray {ray['rate']:,.0f}",
+                rate / ray["rate"],
+                15,
+                True,
+            ),
         ]
     if dask:
         rows += [
-            Row("warm call against Dask", show_s(warm), f"Dask {show_s(dask['call'])}", warm / dask["call"], 1 / 15, False),
-            Row("map against Dask, per second", f"{rate:,.0f}", f"Dask {dask['rate']:,.0f}", rate / dask["rate"], 15, True),
+            Row(
+                "warm call against Dask",
+                show_s(warm),
+                f"Dask {show_s(dask['call'])}",
+                warm / dask["call"],
+                1 / 15,
+                False,
+            ),
+            Row(
+                "map against Dask, per second",
+                f"{rate:,.0f}",
+                f"Dask {dask['rate']:,.0f}",
+                rate / dask["rate"],
+                15,
+                True,
+            ),
         ]
-    rows.append(Row("100 MB argument against one memory copy", show_s(large), f"copy {show_s(copy)}", large / copy, 2, False))
+    rows.append(
+        Row("100 MB argument against one memory copy", show_s(large), f"copy {show_s(copy)}", large / copy, 2, False)
+    )
     report("calls", rows)
 
 

@@ -1,6 +1,7 @@
 """Cold starts against bare forks and Ray actors: `python bench/coldstarts.py`.
 
-The physical limit of a start that shares a parent's memory is the kernel's fork of that parent, which is what is measured beside it.
+The physical limit of a start that shares a parent's memory is the kernel's fork of that parent, which is what is
+measured beside it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Actor:
         return n + len(torch.__version__)
 out = []
 for i in range(4):
-    t = time.perf_counter(); a = Actor.remote(); ray.get(a.sum.remote(8)); out.append(time.perf_counter() - t); ray.kill(a)
+    t = time.perf_counter(); a = Actor.remote(); ray.get(a.sum.remote(8)); out.append(time.perf_counter() - t);
+    ray.kill(a)
 print(json.dumps({"start": statistics.median(out)}))
 """
 
@@ -70,7 +72,7 @@ print(json.dumps({"rate": sorted(best)[1]}))
 
 
 def main() -> None:
-    from apps import app, once, needs_torch
+    from apps import app, needs_torch, once
 
     with app.run():
         assert needs_torch.remote(8) > 8
@@ -93,14 +95,39 @@ def main() -> None:
     rows = []
     if bare_torch:
         fork = bare_torch["fork"]
-        rows.append(Row("cold start with torch against a bare fork of it", show_s(start), f"fork {show_s(fork)}", start / fork, 2, False))
+        rows.append(
+            Row(
+                "cold start with torch against a bare fork of it",
+                show_s(start),
+                f"fork {show_s(fork)}",
+                start / fork,
+                2,
+                False,
+            )
+        )
     if ray:
         rows.append(
-            Row("cold start with torch against a Ray actor", show_s(start), f"Ray {show_s(ray['start'])}", ray["start"] / start, 100, True)
+            Row(
+                "cold start with torch against a Ray actor",
+                show_s(start),
+                f"Ray {show_s(ray['start'])}",
+                ray["start"] / start,
+                100,
+                True,
+            )
         )
     if bare_rate:
         bare = bare_rate["rate"]
-        rows.append(Row("1,000 cold starts at once against bare forks, per second", f"{rate:,.0f}", f"fork {bare:,.0f}", rate / bare, 0.7, True))
+        rows.append(
+            Row(
+                "1,000 cold starts at once against bare forks, per second",
+                f"{rate:,.0f}",
+                f"fork {bare:,.0f}",
+                rate / bare,
+                0.7,
+                True,
+            )
+        )
     report("cold starts", rows)
 
 

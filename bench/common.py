@@ -37,7 +37,9 @@ def report(title: str, rows: list[Row]) -> None:
         for row in rows:
             wanted = f"{'at least' if row.at_least else 'at most'} {row.limit:g}"
             verdict = "holds" if row.holds else "DOES NOT HOLD"
-            print(f"  {row.what:<58} ours {row.ours:>12}   {row.peer:>28}   ratio {row.ratio:8.2f} ({wanted}): {verdict}")
+            print(
+                f"  {row.what:<58} ours {row.ours:>12}   {row.peer:>28}   ratio {row.ratio:8.2f} ({wanted}): {verdict}"
+            )
     sys.exit(0 if all(row.holds for row in rows) else 1)
 
 

@@ -17,7 +17,8 @@ _WHERE = {
     "nubes.place": "is_local",
     "nubes.storage": "Dict Queue Secret Volume",
     "nubes.kernel.errors": (
-        "CallCancelled CallFailed CallTimeout InstanceDied NotFound NubesError Overloaded RemoteError Unavailable UsageError"
+        "CallCancelled CallFailed CallTimeout InstanceDied NotFound NubesError Overloaded RemoteError Unavailable "
+        "UsageError"
     ),
 }
 _NAMES = {name: module for module, names in _WHERE.items() for name in names.split()}
@@ -27,13 +28,32 @@ __all__ = [*sorted(_NAMES), "__version__"]
 if TYPE_CHECKING:
     from nubes.api.calls import Cls, Function, FunctionCall
     from nubes.api.decorators import (
-        Cron, Period, asgi_app, batched, concurrent, enter, exit, fastapi_endpoint, method, parameter, web_endpoint,
+        Cron,
+        Period,
+        asgi_app,
+        batched,
+        concurrent,
+        enter,
+        exit,
+        fastapi_endpoint,
+        method,
+        parameter,
+        web_endpoint,
     )  # fmt: skip
     from nubes.app import App
     from nubes.functions.spec import Retries
     from nubes.images import Image
     from nubes.kernel.errors import (
-        CallCancelled, CallFailed, CallTimeout, InstanceDied, NotFound, NubesError, Overloaded, RemoteError, Unavailable, UsageError,
+        CallCancelled,
+        CallFailed,
+        CallTimeout,
+        InstanceDied,
+        NotFound,
+        NubesError,
+        Overloaded,
+        RemoteError,
+        Unavailable,
+        UsageError,
     )  # fmt: skip
     from nubes.place import is_local
     from nubes.storage import Dict, Queue, Secret, Volume

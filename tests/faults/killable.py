@@ -20,7 +20,14 @@ class Plane:
     def start(self) -> Plane:
         reading, writing = os.pipe()
         self.watch = os.pipe()
-        argv = [sys.executable, "-m", "nubes.drivers.local.control_plane", str(self.folder), str(self.watch[0]), str(writing)]
+        argv = [
+            sys.executable,
+            "-m",
+            "nubes.drivers.local.control_plane",
+            str(self.folder),
+            str(self.watch[0]),
+            str(writing),
+        ]
         self.complaints = open(self.folder.parent / "complaints", "a+b")
         self.process = subprocess.Popen(argv, pass_fds=(self.watch[0], writing), stderr=self.complaints)
         os.close(writing)

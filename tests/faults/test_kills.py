@@ -113,7 +113,9 @@ def test_a_parent_in_the_tree_is_killed(plane, work, tmp_path, which):
 
 def test_a_full_queue_pushes_back(plane, work):
     calls = [work.narrow.spawn(1.0)]
-    until(lambda: next(f for f in plane.status()["functions"] if f["name"] == "work/narrow")["busy"] == 1, what="one runs")
+    until(
+        lambda: next(f for f in plane.status()["functions"] if f["name"] == "work/narrow")["busy"] == 1, what="one runs"
+    )
     more = [work.narrow.spawn(0.0) for _ in range(5)]
     with pytest.raises(Overloaded, match="queue"):
         work.narrow.spawn(0.0)

@@ -47,7 +47,9 @@ class Desk:
         for instance in instances or self.starting():
             self(e.InstanceReady(instance), after)
 
-    def done(self, call: int, after: float = 0.0, ok: bool = True, output: bytes = b"", exec_s: float = 1.0) -> list[Any]:
+    def done(
+        self, call: int, after: float = 0.0, ok: bool = True, output: bytes = b"", exec_s: float = 1.0
+    ) -> list[Any]:
         """The instance that runs `call` answers it."""
         return self(e.Finished(call, self.c.calls[call].instance, ok, exec_s, output), after)
 

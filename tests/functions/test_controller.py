@@ -257,7 +257,12 @@ def test_a_waiting_call_that_is_cancelled_makes_way_for_what_it_held_up() -> Non
 
 def test_a_client_that_hangs_up_takes_its_calls_along_but_not_durable_ones() -> None:
     d = Desk(spec(max_instances=1))
-    mine, durable, other, waits = d.call("f", owner=1), d.call("f", owner=1, keep=True), d.call("f", owner=2), d.call("f", owner=1)
+    mine, durable, other, waits = (
+        d.call("f", owner=1),
+        d.call("f", owner=1, keep=True),
+        d.call("f", owner=2),
+        d.call("f", owner=1),
+    )
     d.ready()
     d(e.ClientGone(1))
     assert [d.status(mine), d.status(waits)] == [CANCELLED, CANCELLED]
@@ -422,7 +427,12 @@ def test_late_news_of_what_is_gone_change_nothing() -> None:
     d.ready()
     old = d.c.calls[call].instance
     d(e.InstanceLost(old))
-    for event in (e.Finished(call, old, True, 0.1), e.InstanceLost(old), e.InstanceReady(old), e.TimerFired(("instance", old))):
+    for event in (
+        e.Finished(call, old, True, 0.1),
+        e.InstanceLost(old),
+        e.InstanceReady(old),
+        e.TimerFired(("instance", old)),
+    ):
         assert d(event) == []
     assert d.status(call) == PENDING
 

@@ -22,11 +22,15 @@ from hypothesis import strategies as st
 from nubes.functions.spec import FunctionSpec
 from nubes.kernel.fingerprint import fingerprint
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | st.binary(max_size=5)
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | st.binary(max_size=5)
+)
 hashable = st.recursive(scalars, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=4), max_leaves=6)
 plain = st.recursive(
     hashable,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(hashable, inner, max_size=4) | st.sets(hashable, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(hashable, inner, max_size=4) | st.sets(hashable, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -149,7 +153,9 @@ print(fingerprint([c, words, {frozenset((w, w + "!")) for w in words}, {"d": deq
 def test_another_process_with_another_hash_seed(tmp_path: Path) -> None:
     found = set()
     for seed in ("0", "1", "12345"):
-        run = subprocess.run([sys.executable, "-c", STATE], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", STATE], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        )
         found.add(run.stdout)
     assert len(found) == 1
     assert len(found.pop().strip()) == 64

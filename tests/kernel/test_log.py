@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import shutil
@@ -125,7 +126,7 @@ def test_segments_roll_and_are_named_after_their_first_record(tmp_path: Path) ->
     assert firsts[0] == 0
     assert len(firsts) > 2
     assert everything(tmp_path) == [b"x" * 30] * 10
-    for first, following in zip(firsts, firsts[1:], strict=False):
+    for first, following in itertools.pairwise(firsts):
         assert len(list(module._frames((tmp_path / f"{first:016d}.log").read_bytes()))) == following - first
 
 

@@ -147,7 +147,7 @@ def test_every_seam_has_the_default_it_names() -> None:
 
 # -- third-party packages -------------------------------------------------------------------------------------------
 
-THIRD_PARTY = '''
+THIRD_PARTY = """
 from nubes.functions.seams import KeepAlive, Window
 from nubes.kernel.policy import policy
 
@@ -156,7 +156,7 @@ from nubes.kernel.policy import policy
 class AnHour(KeepAlive):
     def window(self, f, now):
         return Window(0.0, 3600.0)
-'''
+"""
 
 
 def distribution(folder: Path, source: str) -> None:

@@ -28,13 +28,17 @@ def test_other_seeds_or_names_give_others(a: int, x: tuple[str | int, ...], b: i
 
 
 def test_names_are_not_run_together() -> None:
-    drawn = {rng(1, *name).random() for name in [("a", "b"), ("a/b",), ("a/", "b"), ("a", "/b"), ("ab",), ("a", "b", "")]}
+    drawn = {
+        rng(1, *name).random() for name in [("a", "b"), ("a/b",), ("a/", "b"), ("a", "/b"), ("ab",), ("a", "b", "")]
+    }
     assert len(drawn) == 6
 
 
 def test_the_same_in_another_process() -> None:
     script = "from nubes.kernel.rng import rng; print(rng(7, 'arrivals', 3).random())"
-    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "99"})
+    other = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "99"}
+    )
     assert float(other.stdout) == rng(7, "arrivals", 3).random()
 
 

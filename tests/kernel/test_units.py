@@ -16,8 +16,22 @@ from nubes.kernel.units import seconds, show_bytes, show_seconds, size_bytes
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("5m", 300.0), ("1.5h", 5400.0), (" 10 min ", 600.0), ("250ms", 0.25), ("2us", 2e-6), ("3µs", 3e-6), ("7s", 7.0), ("2d", 172800.0)]
-    + [("1w", 604800.0), (".5s", 0.5), (3, 3.0), (0, 0.0), (2.5, 2.5), (math.inf, math.inf)],
+    [
+        ("5m", 300.0),
+        ("1.5h", 5400.0),
+        (" 10 min ", 600.0),
+        ("250ms", 0.25),
+        ("2us", 2e-06),
+        ("3µs", 3e-06),
+        ("7s", 7.0),
+        ("2d", 172800.0),
+        ("1w", 604800.0),
+        (".5s", 0.5),
+        (3, 3.0),
+        (0, 0.0),
+        (2.5, 2.5),
+        (math.inf, math.inf),
+    ],
 )
 def test_durations(text: Any, value: float) -> None:
     assert seconds(text) == pytest.approx(value)
@@ -31,7 +45,16 @@ def test_what_is_no_duration_says_how_to_write_one(text: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("4GiB", 4 << 30), ("512MiB", 512 << 20), ("1kB", 1000), ("1KB", 1000), ("2KiB", 2048), ("7B", 7), ("1.5MiB", 3 << 19), ("1TB", 10**12)],
+    [
+        ("4GiB", 4 << 30),
+        ("512MiB", 512 << 20),
+        ("1kB", 1000),
+        ("1KB", 1000),
+        ("2KiB", 2048),
+        ("7B", 7),
+        ("1.5MiB", 3 << 19),
+        ("1TB", 10**12),
+    ],
 )
 def test_sizes(text: str, value: int) -> None:
     assert size_bytes(text) == value
@@ -59,5 +82,18 @@ def test_what_is_shown_of_a_size_is_that_size(value: int) -> None:
 
 
 def test_shown_as_people_read_it() -> None:
-    assert [show_seconds(v) for v in (64e-6, 0.0029, 4.1, 119, 750, 11520)] == ["64 us", "2.9 ms", "4.1 s", "119 s", "12.5 min", "3.2 h"]
-    assert [show_bytes(v) for v in (0, 1023, 1024, 3 << 29, 1023 << 30)] == ["0 B", "1023 B", "1 KiB", "1.5 GiB", "1023 GiB"]
+    assert [show_seconds(v) for v in (64e-6, 0.0029, 4.1, 119, 750, 11520)] == [
+        "64 us",
+        "2.9 ms",
+        "4.1 s",
+        "119 s",
+        "12.5 min",
+        "3.2 h",
+    ]
+    assert [show_bytes(v) for v in (0, 1023, 1024, 3 << 29, 1023 << 30)] == [
+        "0 B",
+        "1023 B",
+        "1 KiB",
+        "1.5 GiB",
+        "1023 GiB",
+    ]

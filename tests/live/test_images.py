@@ -14,8 +14,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from real import script, started, until
 from images_app import what_is_there
+from real import script, started, until
 
 import nubes
 from nubes import client

@@ -75,14 +75,22 @@ class _Callable(Generic[P, R]):
         return FunctionCall(await self._connected().spawn_async(self._target(), args, kwargs))
 
     def _map(
-        self, *iterables: Iterable[Any], kwargs: Mapping[str, Any] = {}, order_outputs: bool = True, return_exceptions: bool = False
+        self,
+        *iterables: Iterable[Any],
+        kwargs: Mapping[str, Any] = {},
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
     ) -> Iterator[Any]:
         """Runs a call for each element (of each iterable, as `map` does); yields results in order, or as completed."""
         inputs = ((one, dict(kwargs)) for one in zip(*iterables, strict=False))
         return self._connected().map(self._target(), inputs, order_outputs, return_exceptions)
 
     def _map_aio(
-        self, *iterables: Iterable[Any], kwargs: Mapping[str, Any] = {}, order_outputs: bool = True, return_exceptions: bool = False
+        self,
+        *iterables: Iterable[Any],
+        kwargs: Mapping[str, Any] = {},
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
     ) -> AsyncIterator[Any]:
         inputs = ((one, dict(kwargs)) for one in zip(*iterables, strict=False))
         return self._connected().map_async(self._target(), inputs, order_outputs, return_exceptions)
@@ -102,13 +110,19 @@ class _Callable(Generic[P, R]):
         inputs = ((tuple(one), dict(kwargs)) for one in iterable)
         return self._connected().map_async(self._target(), inputs, order_outputs, return_exceptions)
 
-    def _for_each(self, *iterables: Iterable[Any], kwargs: Mapping[str, Any] = {}, ignore_exceptions: bool = False) -> None:
+    def _for_each(
+        self, *iterables: Iterable[Any], kwargs: Mapping[str, Any] = {}, ignore_exceptions: bool = False
+    ) -> None:
         """Like `map`, for calls whose results nobody wants."""
         for _ in self._map(*iterables, kwargs=kwargs, order_outputs=False, return_exceptions=ignore_exceptions):
             pass
 
-    async def _for_each_aio(self, *iterables: Iterable[Any], kwargs: Mapping[str, Any] = {}, ignore_exceptions: bool = False) -> None:
-        async for _ in self._map_aio(*iterables, kwargs=kwargs, order_outputs=False, return_exceptions=ignore_exceptions):
+    async def _for_each_aio(
+        self, *iterables: Iterable[Any], kwargs: Mapping[str, Any] = {}, ignore_exceptions: bool = False
+    ) -> None:
+        async for _ in self._map_aio(
+            *iterables, kwargs=kwargs, order_outputs=False, return_exceptions=ignore_exceptions
+        ):
             pass
 
 
@@ -159,7 +173,9 @@ class Function(_Callable[P, R]):
         """A chain: each function gets the result of the one before, handed on without coming back here in between."""
         for f in following:
             if f.spec.batching is not None or f.spec.generator or f.spec.kind != "function":
-                raise UsageError(f"{f.spec.name} cannot follow in a chain.", "Plain functions can: they take one result.")
+                raise UsageError(
+                    f"{f.spec.name} cannot follow in a chain.", "Plain functions can: they take one result."
+                )
         chained = Function(self.app, self.__nubes_raw__, self.spec)
         chained._route = (*self._route, *(f.spec.name for f in following))
         return chained

@@ -54,7 +54,11 @@ def options(
     """
     cpu_request, cpu_limit = cpu if isinstance(cpu, tuple) else (cpu, 0.0)
     memory_request, memory_limit = memory if isinstance(memory, tuple) else (memory, None)
-    for what, count in (("min_instances", min_instances), ("max_instances", max_instances), ("buffer_instances", buffer_instances)):
+    for what, count in (
+        ("min_instances", min_instances),
+        ("max_instances", max_instances),
+        ("buffer_instances", buffer_instances),
+    ):
         if count < 0:
             raise UsageError(f"{what}={count} is negative.")
     low, high = min_instances or min_containers, max_instances or max_containers
@@ -115,8 +119,12 @@ def spec_of(app: App, raw: Any, given: dict[str, Any]) -> FunctionSpec:
     methods: tuple[str, ...] = ()
     endpoints: dict[str, Web] = {}
     if isinstance(raw, type):
-        endpoints = {n: getattr(raw, n).__nubes_web__ for n in dir(raw) if hasattr(getattr(raw, n, None), "__nubes_web__")}
-        methods = tuple(n for n in dir(raw) if n in endpoints or getattr(getattr(raw, n, None), "__nubes_method__", False))
+        endpoints = {
+            n: getattr(raw, n).__nubes_web__ for n in dir(raw) if hasattr(getattr(raw, n, None), "__nubes_web__")
+        }
+        methods = tuple(
+            n for n in dir(raw) if n in endpoints or getattr(getattr(raw, n, None), "__nubes_method__", False)
+        )
     batching = getattr(raw, "__nubes_batching__", None)
     for one in methods:
         batching = batching or getattr(getattr(raw, one), "__nubes_batching__", None)

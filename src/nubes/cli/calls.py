@@ -29,8 +29,8 @@ def invoke(
     json: Json = False,
 ) -> None:
     """Call a deployed function. Words after it are its arguments: values, --name value, or one JSON object or list."""
-    from nubes.client import printing
     from nubes.cli import arguments
+    from nubes.client import printing
 
     client = connect(data)
     printing.printer = output.log_printer(quiet)

@@ -46,8 +46,8 @@ def run(
         print(context.get_help())
         return
     settle(data=data)
-    from nubes.client import printing
     from nubes.cli import arguments, target
+    from nubes.client import printing
 
     printing.printer = output.log_printer(quiet)
     module, name = target.load(what, as_module)

@@ -36,7 +36,9 @@ class AsyncConnection:
         call = ids.new()
         future: asyncio.Future[list[Any]] = self.loop.create_future()
         self.waiting[call] = future
-        self.peer.send(wire.pack(wire.CALL, call, target.function, target.method, target.variant, keep, target.key, route, data))
+        self.peer.send(
+            wire.pack(wire.CALL, call, target.function, target.method, target.variant, keep, target.key, route, data)
+        )
         if not keep:
             future.add_done_callback(lambda done: self._cancelled(call) if done.cancelled() else None)
         return future
@@ -73,7 +75,9 @@ class AsyncConnection:
     async def stream(self, target: Target, data: bytes) -> AsyncIterator[list[Any]]:
         call = ids.new()
         queue = self.streams[call] = asyncio.Queue()
-        self.peer.send(wire.pack(wire.CALL, call, target.function, target.method, target.variant, False, target.key, (), data))
+        self.peer.send(
+            wire.pack(wire.CALL, call, target.function, target.method, target.variant, False, target.key, (), data)
+        )
         ended = False
         try:
             while not ended:
@@ -114,7 +118,9 @@ class AsyncConnection:
             queue.put_nowait(gone)
         for answer in self.asked.values():
             if not answer.done():
-                answer.set_result([wire.ANSWER, 0, "Unavailable", [gone[3], "Start it again with `nubes up`, then retry."]])
+                answer.set_result(
+                    [wire.ANSWER, 0, "Unavailable", [gone[3], "Start it again with `nubes up`, then retry."]]
+                )
 
     def close(self) -> None:
         if not self.loop.is_closed():

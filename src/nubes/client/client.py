@@ -65,7 +65,8 @@ class Client:
             connection.stream.close()
             self._idle.clear()
             raise Unavailable(
-                "The control plane went away before the call was answered.", "Start it again with `nubes up`, then retry."
+                "The control plane went away before the call was answered.",
+                "Start it again with `nubes up`, then retry.",
             ) from None
         except BaseException:
             connection.stream.close()
@@ -94,7 +95,11 @@ class Client:
         call = ids.new()
         with self._connection() as connection:
             stream = connection.stream
-            stream.send(wire.pack(wire.CALL, call, target.function, target.method, target.variant, False, target.key, route, data))
+            stream.send(
+                wire.pack(
+                    wire.CALL, call, target.function, target.method, target.variant, False, target.key, route, data
+                )
+            )
             while True:
                 frame = stream.recv()
                 if frame[0] == wire.RESULT and frame[1] == call:
@@ -119,7 +124,9 @@ class Client:
         call = ids.new()
         with self._connection() as connection:
             stream = connection.stream
-            stream.send(wire.pack(wire.CALL, call, target.function, target.method, target.variant, False, target.key, (), data))
+            stream.send(
+                wire.pack(wire.CALL, call, target.function, target.method, target.variant, False, target.key, (), data)
+            )
             while True:
                 frame = stream.recv()
                 if frame[0] == wire.YIELD and frame[1] == call:
@@ -137,7 +144,11 @@ class Client:
         call = ids.new()
         with self._connection() as connection:
             stream = connection.stream
-            stream.send(wire.pack(wire.CALL, call, target.function, target.method, target.variant, True, target.key, route, data))
+            stream.send(
+                wire.pack(
+                    wire.CALL, call, target.function, target.method, target.variant, True, target.key, route, data
+                )
+            )
             while True:
                 frame = stream.recv()
                 if frame[0] == wire.ACCEPTED and frame[1] == call:
@@ -160,7 +171,9 @@ class Client:
                 if left is not None and left <= wait_s:
                     raise
                 time.sleep(wait_s)
-        raise Unavailable(f"The control plane at {self.path} went away.", "Start it again with `nubes up`; the call is kept.")
+        raise Unavailable(
+            f"The control plane at {self.path} went away.", "Start it again with `nubes up`; the call is kept."
+        )
 
     def _await_fetch(self, stream: wire.Stream, call: int, timeout: float | None) -> list[Any]:
         stream.sock.settimeout(timeout or None)
@@ -184,7 +197,11 @@ class Client:
             connection.stream.send(wire.pack(wire.CANCEL, call, terminate))
 
     def map(
-        self, target: Target, inputs: Iterable[tuple[tuple[Any, ...], dict[str, Any]]], ordered: bool, return_exceptions: bool
+        self,
+        target: Target,
+        inputs: Iterable[tuple[tuple[Any, ...], dict[str, Any]]],
+        ordered: bool,
+        return_exceptions: bool,
     ) -> Iterator[Any]:
         """Runs a call for each input; yields results in the order of the inputs, or as they complete.
 
@@ -206,7 +223,9 @@ class Client:
                         sent[call] = (position, data if data[:1] == b"S" else b"")
                         position += 1
                         burst.append(
-                            wire.pack(wire.CALL, call, target.function, target.method, target.variant, False, "", (), data)
+                            wire.pack(
+                                wire.CALL, call, target.function, target.method, target.variant, False, "", (), data
+                            )
                         )
                     exhausted = len(burst) < _BURST
                     if burst:
@@ -240,7 +259,9 @@ class Client:
             connection = self._async[id(loop)] = AsyncConnection(loop, open_socket(self.path))
         return connection
 
-    async def remote_async(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], route: tuple[str, ...] = ()) -> Any:
+    async def remote_async(
+        self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], route: tuple[str, ...] = ()
+    ) -> Any:
         data = self.dumps((args, kwargs))
         connection = await self._async_connection()
         frame = await connection.call(target, data, False, route)
@@ -271,7 +292,11 @@ class Client:
                 outcome(frame[2], frame[3], frame[4])
 
     async def map_async(
-        self, target: Target, inputs: Iterable[tuple[tuple[Any, ...], dict[str, Any]]], ordered: bool, return_exceptions: bool
+        self,
+        target: Target,
+        inputs: Iterable[tuple[tuple[Any, ...], dict[str, Any]]],
+        ordered: bool,
+        return_exceptions: bool,
     ) -> AsyncIterator[Any]:
         connection = await self._async_connection()
         source = iter(inputs)

@@ -67,5 +67,7 @@ def open_socket(path: str) -> socket.socket:
                 os.close(folder)
     except OSError as error:
         sock.close()
-        raise Unavailable(f"No control plane answers at {path} ({error.strerror}).", "Start one with `nubes up`.") from None
+        raise Unavailable(
+            f"No control plane answers at {path} ({error.strerror}).", "Start one with `nubes up`."
+        ) from None
     return sock

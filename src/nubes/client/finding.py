@@ -10,8 +10,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-import platformdirs
-
+from nubes import config
 from nubes.client.client import Client
 from nubes.kernel.errors import Unavailable
 
@@ -20,8 +19,8 @@ _lock = threading.Lock()
 
 
 def data_folder() -> Path:
-    """The data folder: `NUBES_DATA`, or the user's."""
-    return Path(os.environ.get("NUBES_DATA") or platformdirs.user_data_dir("nubes")).expanduser().absolute()
+    """The data folder: `NUBES_DATA`, or that of a configuration file, or the user's."""
+    return Path(os.environ.get("NUBES_DATA") or config.resolve()["data"].value).expanduser().absolute()
 
 
 def connect(start: bool = True) -> Client:
@@ -64,11 +63,25 @@ def _start_embedded(folder: Path) -> None:
     """Starts a control plane that ends with this process."""
     watch_reading, watch_writing = os.pipe()
     ready_reading, ready_writing = os.pipe()
-    policies = [f"{seam}={os.environ[name]}" for seam, name in POLICY_VARIABLES.items() if os.environ.get(name)]
-    argv = [sys.executable, "-P", "-m", "nubes.drivers.local.control_plane", str(folder), str(watch_reading), str(ready_writing), *policies]
+    settings = config.resolve()
+    policies = [f"{seam}={settings[seam].value}" for seam in config.POLICIES if settings[seam].value]
+    argv = [
+        sys.executable,
+        "-P",
+        "-m",
+        "nubes.drivers.local.control_plane",
+        str(folder),
+        str(watch_reading),
+        str(ready_writing),
+        *policies,
+    ]
     with tempfile.TemporaryFile() as complaints:
         process = subprocess.Popen(
-            argv, pass_fds=(watch_reading, ready_writing), stdin=subprocess.DEVNULL, stderr=complaints, start_new_session=True
+            argv,
+            pass_fds=(watch_reading, ready_writing),
+            stdin=subprocess.DEVNULL,
+            stderr=complaints,
+            start_new_session=True,
         )
         os.close(watch_reading)
         os.close(ready_writing)
@@ -79,14 +92,9 @@ def _start_embedded(folder: Path) -> None:
             process.wait()
             complaints.seek(0)
             text = complaints.read().decode(errors="replace").strip()
-            raise Unavailable(f"The control plane did not start: {text.splitlines()[-1] if text else 'it said nothing'}")
+            raise Unavailable(
+                f"The control plane did not start: {text.splitlines()[-1] if text else 'it said nothing'}"
+            )
     if not _embedded:
         atexit.register(disconnect)
     _embedded.append((process, watch_writing))
-
-
-POLICY_VARIABLES = {
-    "keep-alive": "NUBES_KEEP_ALIVE",
-    "queueing": "NUBES_QUEUEING",
-    "cold-start": "NUBES_COLD_START",
-}

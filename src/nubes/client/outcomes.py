@@ -26,7 +26,8 @@ class _RemoteTraceback(Exception):
 
 
 def outcome(status: str, reason: str, output: bytes) -> Any:
-    """The value of a call that ended, or its exception: the remote one as itself, with the remote traceback as cause."""
+    """The value of a call that ended, or its exception: the remote one as itself, with the remote traceback as
+    cause."""
     if status == SUCCEEDED:
         value = payload.loads(output) if output else None
         segment = payload.segment_of(output)

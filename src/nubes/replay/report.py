@@ -71,6 +71,9 @@ class Row(msgspec.Struct, frozen=True):
 class Gap(msgspec.Struct, frozen=True):
     """How far the replay of what was live is from what was measured. `margin`: closer than that is not told apart.
 
+    In that replay no start has its own measured time, but another's of the same function: other policies start
+    instances at other times too.
+
     Shares (`cold_share`) in points from 0 to 1, everything else relative to what was measured. The margin adds to the
     gap how far the measurement itself may be off: half the width of its 95 % interval (block bootstrap).
     """

@@ -46,7 +46,7 @@ class Job:
         if isinstance(workload, Recording):
             recording, workload = workload, workload.workload
             if self.configuration is None:
-                controls = recording.controls
+                workload, controls = recording.out_of_sample(), recording.controls
             else:
                 controls = recording.without_policies(capacity=not self.configuration.limited)
         controller = Functions() if self.configuration is None else self.configuration.controller()

@@ -7,7 +7,7 @@ which instance took which call, and what each instance was forked from.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,25 @@ class Recording:
     controls: list[Timed]
     policies: dict[str, str]  # seam -> what was live at the end
     left_out: int  # calls that were cancelled, refused, or had no answer yet
+
+    def out_of_sample(self) -> Workload:
+        """The workload with start times that are not each start's own, but those of the function's next start.
+
+        Run under what was live, it would otherwise come out as measured whatever the simulator is worth.
+        """
+        import numpy as np
+
+        tree = self.workload.tree or TreeTimes()
+        return replace(
+            self.workload,
+            start_s=tuple(np.roll(samples, -1) for samples in self.workload.start_s),
+            tree=replace(
+                tree,
+                shared_s=tuple(samples[1:] + samples[:1] for samples in tree.shared_s),
+                own_s=tuple(samples[1:] + samples[:1] for samples in tree.own_s),
+                grown={kind: samples[1:] + samples[:1] for kind, samples in tree.grown.items()},
+            ),
+        )
 
     def without_policies(self, capacity: bool = True) -> list[Timed]:
         """The controls for a replay under other policies: those that functions chose for themselves give way too.
@@ -114,6 +133,7 @@ class _Process:
     start_s: float
     memory_bytes: int
     shares: int = 0  # what it was forked from: 0 nothing, 1 a parent, 2 a parent with the function's module
+    parent: int = 0  # of a parent: the one it grew from
     ready_s: float = inf
     answered_s: float = 0.0  # when it last gave an answer
     stop_s: float = inf
@@ -163,9 +183,11 @@ class _Fold:
         elif isinstance(event, e.InstanceLost):
             self._stopped(self.instances.get(event.instance), now)
         elif isinstance(event, e.NodeReady) and event.node in self.kinds:
-            self.grown.setdefault(self.kinds[event.node], []).append((event.seconds, event.memory_bytes))
             node = self.nodes[event.node]
             node.ready_s, node.memory_bytes = now, event.memory_bytes
+            above = self.nodes.get(node.parent)
+            took = now - max(node.start_s, above.ready_s if above and above.ready_s < inf else 0.0)
+            self.grown.setdefault(self.kinds[event.node], []).append((took, event.memory_bytes))
         elif isinstance(event, e.NodeLost):
             self._stopped(self.nodes.get(event.node), now)
         elif isinstance(event, e.ClientGone):
@@ -194,7 +216,7 @@ class _Fold:
             self._stopped(self.instances.get(command.instance), now)
         elif isinstance(command, e.GrowNode):
             self.kinds[command.node] = (command.environment, command.imports, command.function)
-            self.nodes[command.node] = _Process("", now, 0)
+            self.nodes[command.node] = _Process("", now, 0, parent=command.parent)
         elif isinstance(command, e.PruneNode):
             self._stopped(self.nodes.get(command.node), now)
 

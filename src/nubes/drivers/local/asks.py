@@ -9,6 +9,7 @@ from typing import Any
 
 from nubes.drivers.local import secret_files
 from nubes.drivers.local.sessions import Session, ask, specs_from
+from nubes.drivers.local.status import status_of
 from nubes.functions import events as e
 from nubes.kernel.errors import NotFound, Unavailable
 from nubes.kernel.policy import make
@@ -75,58 +76,7 @@ async def functions(session: Session, args: dict[str, Any]) -> list[dict[str, An
 @ask
 async def status(session: Session, args: dict[str, Any]) -> dict[str, Any]:
     """Everything `nubes ps` shows."""
-    plane = session.plane
-    controller = plane.controller
-    now = plane.clock()
-    return {
-        "pid": os.getpid(),
-        "folder": str(plane.folder),
-        "up_s": now - plane.started_s,
-        "cpu": controller.cpu,
-        "cpu_used": round(controller.cpu_used, 3),
-        "memory_bytes": controller.memory_bytes,
-        "memory_used_bytes": controller.memory_used,
-        "limits": plane.limits.kind,
-        "policies": {
-            "keep-alive": controller.keep_alives[""].text,
-            "queueing": controller.queueing.text,
-            "cold-start": controller.tree.policy.text,
-        },
-        "records": plane.log.count,
-        "findings": plane.log.findings,
-        "full": plane.full,
-        "apps": {name: {"version": v, "functions": list(f), "ephemeral": eph} for name, (v, f, eph) in controller.apps.items()},
-        "functions": [
-            {
-                "name": f.name, "busy": f.busy, "idle": f.idle, "starting": f.starting, "queued": f.queued, "calls": f.arrivals,
-                "exec_s": f.exec_s, "cold_start_s": f.cold_start_s, "keep_alive": f.keep_alive.text,
-            }
-            for f in controller.functions.values()
-        ],
-        "instances": [
-            {
-                "id": i.id, "function": i.function.name, "pid": plane.processes.instances[i.id].pid if i.id in plane.processes.instances else 0,
-                "state": "starting" if not i.ready else "busy" if i.load else "idle",
-                "load": i.load, "uses": i.uses, "age_s": now - i.started_s, "node": i.node, "calls": list(i.calls),
-            }
-            for i in controller.instances.values()
-        ],
-        "parents": [
-            {
-                "id": n.id, "parent": n.parent, "environment": n.environment, "imports": sorted(n.imports), "function": n.function,
-                "ready": n.ready, "forks": n.forks, "memory_bytes": n.memory_bytes, "grow_s": n.grow_s,
-                "pid": plane.processes.parents[n.id].pid if n.id in plane.processes.parents else 0,
-            }
-            for n in controller.tree.where.values()
-        ],
-        "calls": [
-            {
-                "id": c.id, "function": c.asked, "state": "PENDING" if c.instance <= 0 else "RUNNING",
-                "age_s": now - c.arrived_s, "attempt": c.attempt, "durable": c.keep,
-            }
-            for c in list(controller.calls.values())[: int(args.get("limit", 1000))]
-        ],
-    }  # fmt: skip
+    return status_of(session.plane, int(args.get("limit", 1000)))
 
 
 @ask

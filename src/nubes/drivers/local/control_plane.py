@@ -48,9 +48,12 @@ class Sink(Protocol):
 
 
 class ControlPlane:
-    """One data folder's control plane. `start` recovers and begins; `close` ends every process and lets go of the folder."""
+    """One data folder's control plane. `start` recovers and begins; `close` ends every process and lets go of the
+    folder."""
 
-    def __init__(self, folder: Path, policies: dict[str, str] | None = None, cpu: float = 0, memory_bytes: int = 0) -> None:
+    def __init__(
+        self, folder: Path, policies: dict[str, str] | None = None, cpu: float = 0, memory_bytes: int = 0
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.log = Log(folder / "log")
@@ -143,7 +146,7 @@ class ControlPlane:
                 except Exception as error:
                     if self.log.first > 0:
                         raise LogCorrupt(
-                            f"The state in {self.folder} was made by another version of nubes ({type(error).__name__}: {error}).",
+                            f"The state in {self.folder} was made by another version of nubes ({error!r}).",
                             "Start that version once more, or begin with an empty data folder.",
                         ) from None
         self.controller = Functions()
@@ -271,7 +274,8 @@ class ControlPlane:
         if not inputs or not all(inputs):
             kept = inputs or [b""] * len(command.calls)  # empty: not kept in the log, or a call that the clock made
             inputs = [
-                self.inputs.get(call) or data or payload.NO_ARGUMENTS for call, data in zip(command.calls, kept, strict=True)
+                self.inputs.get(call) or data or payload.NO_ARGUMENTS
+                for call, data in zip(command.calls, kept, strict=True)
             ]
         self.processes.dispatch(command, keep, inputs)
 
@@ -289,7 +293,9 @@ class ControlPlane:
                     self.outputs[id] = output
                 self.feed(e.Finished(id, instance, ok, took, b"", pushed))
             else:
-                self.feed(e.Finished(id, instance, ok, took, output if call is not None else b"", pushed, call is not None))
+                self.feed(
+                    e.Finished(id, instance, ok, took, output if call is not None else b"", pushed, call is not None)
+                )
         elif kind == wire.YIELDED:
             sink = self.sinks.get(frame[1])
             if sink is not None:
@@ -412,7 +418,8 @@ def _tell(sinks: list[Sink], command: e.Resolve, output: bytes) -> None:
 
 def run(folder: Path, policies: dict[str, str], *, cpu: float = 0, memory_bytes: int = 0, watch_fd: int = -1,
         ready_fd: int = -1, also: Callable[[ControlPlane], Any] | None = None) -> None:  # fmt: skip
-    """Serves until told to stop by SIGTERM or SIGINT, or, embedded, until `watch_fd` closes. `also` starts beside it."""
+    """Serves until told to stop by SIGTERM or SIGINT, or, embedded, until `watch_fd` closes. `also` starts beside
+    it."""
     try:
         import uvloop
 
@@ -458,7 +465,8 @@ async def _serve(folder: Path, policies: dict[str, str], cpu: float, memory_byte
 
 
 def main() -> None:
-    """`python -m nubes.drivers.local.control_plane FOLDER WATCH_FD READY_FD [SEAM=POLICY ...]`: an embedded control plane."""
+    """`python -m nubes.drivers.local.control_plane FOLDER WATCH_FD READY_FD [SEAM=POLICY ...]`: an embedded control
+    plane."""
     folder, watch_fd, ready_fd = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     policies = dict(pair.split("=", 1) for pair in sys.argv[4:])
     try:

@@ -41,7 +41,8 @@ def preload(spec: FunctionSpec) -> None:
 def prime() -> None:
     """In a parent, before it parks: lives the whole life of an instance once, so that its first-use work is done.
 
-    What a start touches first (method caches, allocator, code paths) then lies in memory that all forks share; without it
+    What a start touches first (method caches, allocator, code paths) then lies in memory that all forks share;
+    without it
     each of them writes, and so copies, those pages anew.
     """
     kept = [os.dup(fd) for fd in (0, 1, 2)]
@@ -69,15 +70,24 @@ def _nothing(value: Any) -> Any:
     return value
 
 
-_PRIMING = {
-    "started": 0.0, "shared": "", "objects": "", "limits": [], "output": os.devnull, "variant": b"", "asgi": False, "env": {}, "volumes": {},
-}  # fmt: skip
+_PRIMING: dict[str, Any] = {
+    "started": 0.0,
+    "shared": "",
+    "objects": "",
+    "limits": [],
+    "output": os.devnull,
+    "variant": b"",
+    "asgi": False,
+    "env": {},
+    "volumes": {},
+}
 
 
 def lead_group() -> None:
     """Makes the calling process lead a group of its own, which the kernel kills when the control plane is gone.
 
-    `lifeline` is the reading end of a pipe whose writing end only the control plane holds. Its signal goes to one group for
+    `lifeline` is the reading end of a pipe whose writing end only the control plane holds. Its signal goes to one
+    group for
     each time the pipe was opened, so every group opens it for itself.
     """
     os.setpgid(0, 0)
@@ -143,7 +153,7 @@ def run(sock: socket.socket, spec: FunctionSpec, setting: dict[str, Any]) -> Non
         return
     me.send(wire.READY, [begun - setting["started"], settled - begun, imported - settled, ready - imported])
     try:
-        if spec.batching is None and (spec.concurrency > 1 or spec.web and spec.web.kind == "asgi"):
+        if spec.batching is None and (spec.concurrency > 1 or (spec.web and spec.web.kind == "asgi")):
             if _is_async(me):
                 asyncio.run(_serve_async(me))
             else:
@@ -251,7 +261,7 @@ def _run(me: Instance, call: int, function: Any, hop: bool, keep: bool, data: by
     except BaseException as error:
         took = time.monotonic() - started
         ok, out, pushed = False, _failure(error), _backpressure(error)
-        args = kwargs = value = result = None
+        args = kwargs = None
         if isinstance(error, (SystemExit, KeyboardInterrupt)):
             out = _failure(RuntimeError(f"the function ended its process with {error!r}"))
         del error
@@ -290,7 +300,9 @@ def _run_batch(me: Instance, calls: list[int], function: Any, keep: bool, inputs
             results = asyncio.run(results)
         if not isinstance(results, (list, tuple)) or len(results) != len(calls):
             size = len(results) if isinstance(results, (list, tuple)) else type(results).__name__
-            raise TypeError(f"A batched function returns a list with one result for each of its {len(calls)} inputs, not {size}.")
+            raise TypeError(
+                f"A batched function returns a list with one result for each of its {len(calls)} inputs, not {size}."
+            )
         outputs = [payload.dumps(result, me.place(keep)) for result in results]
         ok, pushed = True, ""
     except BaseException as error:
@@ -362,7 +374,10 @@ async def _run_async(me: Instance, call: int, function: Any, hop: bool, keep: bo
 
 def _is_async(me: Instance) -> bool:
     if me.spec.kind == "class":
-        return any(inspect.iscoroutinefunction(me.method(m)) or inspect.isasyncgenfunction(me.method(m)) for m in me.spec.methods)
+        return any(
+            inspect.iscoroutinefunction(me.method(m)) or inspect.isasyncgenfunction(me.method(m))
+            for m in me.spec.methods
+        )
     return inspect.iscoroutinefunction(me.target) or inspect.isasyncgenfunction(me.target)
 
 

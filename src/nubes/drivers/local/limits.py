@@ -1,6 +1,7 @@
 """What an instance may use, enforced by the kernel: cgroups where they are writable (v2, or v1), else resource limits.
 
-A group is taken only for an instance that declares a limit, and used again: moving a process into one costs milliseconds, more than
+A group is taken only for an instance that declares a limit, and used again: moving a process into one costs
+milliseconds, more than
 the fork itself. How many processes any instance may have is watched by `nubes.drivers.local.watchdog`.
 """
 
@@ -30,7 +31,8 @@ class Limits:
         """One sentence for `nubes up`."""
         if self.kind == "rlimit":
             return "resource limits (memory; CPU is not limited, since cgroups are not writable here)"
-        return f"{'cgroup v2' if self.kind == 'cgroup2' else 'cgroup v1'} (CPU and memory of instances that declare a limit)"
+        version = "v2" if self.kind == "cgroup2" else "v1"
+        return f"cgroup {version} (CPU and memory of instances that declare a limit)"
 
     def take(self, cpu: float, memory_bytes: int) -> str:
         """A group for one instance; empty where there are none, or nothing is to be limited."""
@@ -45,7 +47,8 @@ class Limits:
         return name
 
     def plan(self, group: str, cpu: float, memory_bytes: int) -> list[tuple[str, str]]:
-        """The (file, content) pairs the instance writes to put itself under its limits; the last of each group moves it."""
+        """The (file, content) pairs the instance writes to put itself under its limits; the last of each group moves
+        it."""
         if not group:
             return []
         writes: list[tuple[str, str]] = []

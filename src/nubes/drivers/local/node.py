@@ -1,6 +1,7 @@
 """A parent in the process tree: imports once, then forks instances and further parents on request.
 
-Run as `python -m nubes.drivers.local.node` for the root of a tree; other parents are forks of it. A parent runs no user call,
+Run as `python -m nubes.drivers.local.node` for the root of a tree; other parents are forks of it. A parent runs no
+user call,
 starts no thread and, while parked, only waits on its control socket.
 """
 
@@ -70,7 +71,7 @@ def grow(control: socket.socket, imports: tuple[str, ...], spec: bytes, prime: b
 
 
 def _check_threads() -> None:
-    if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1 and not _only_blas_threads():
+    if threading.active_count() > 1 or (len(os.listdir("/proc/self/task")) > 1 and not _only_blas_threads()):
         names = ", ".join(thread.name for thread in threading.enumerate()[1:]) or "a native library's"
         raise RuntimeError(f"threads are running ({names}), which a fork would not survive")
 

@@ -1,7 +1,9 @@
 """Arguments and results as bytes. Large buffers (NumPy, Arrow, bytes) go through shared memory, copied once.
 
-A payload starts with a letter: `P` a pickle; `S` a pickle whose buffers lie in a segment, a file in /dev/shm or, for what must survive
-a crash, in the data folder. A reader maps the segment privately: its arrays are writable and nobody else sees the writes.
+A payload starts with a letter: `P` a pickle; `S` a pickle whose buffers lie in a segment, a file in /dev/shm or, for
+what must survive
+a crash, in the data folder. A reader maps the segment privately: its arrays are writable and nobody else sees the
+writes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Instances and parents as processes of this machine: does what the controller commands and reports what became of it."""
+"""Instances and parents as processes of this machine: does what the controller commands and reports what became of
+it."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -64,7 +64,8 @@ class Parent:
 
 
 class Processes:
-    """`report` takes events for the controller, `stream` takes (call, kind, data) that pass it by, `specs` are the functions."""
+    """`report` takes events for the controller, `stream` takes (call, kind, data) that pass it by, `specs` are the
+    functions."""
 
     def __init__(
         self,
@@ -92,7 +93,9 @@ class Processes:
         self.instances: dict[int, Process] = {}
         self.by_pid: dict[int, Process] = {}
         self.parents: dict[int, Parent] = {}
-        self._lifelines: dict[int, int] = {}  # pid -> writing end: when the last copy closes, the kernel ends what we started
+        self._lifelines: dict[
+            int, int
+        ] = {}  # pid -> writing end: when the last copy closes, the kernel ends what we started
         (folder / "output").mkdir(exist_ok=True)
         self.watchdog = watchdog.Watchdog(lambda: self.by_pid, self._too_many)
         self._watch()
@@ -105,7 +108,9 @@ class Processes:
         if spec is None or (command.node and parent is None):
             self.loop.call_soon(self.report, e.InstanceLost(command.instance, "its parent in the process tree is gone"))
             return
-        process = Process(command.instance, spec.name, command.node, self.limits.take(spec.cpu_limit, spec.memory_limit_bytes))
+        process = Process(
+            command.instance, spec.name, command.node, self.limits.take(spec.cpu_limit, spec.memory_limit_bytes)
+        )
         self.instances[process.id] = process
         ours, theirs = socket.socketpair()
         process.peer = Peer(self.loop, ours, lambda frame: self._frame(process, frame), lambda: self._hung_up(process))
@@ -176,7 +181,9 @@ class Processes:
             try:
                 node.popen = self._spawn(command.environment, "node", theirs)
             except (NubesError, OSError) as error:
-                self.loop.call_soon(self.report, e.NodeLost(command.node, f"no process could be started for it: {error}"))
+                self.loop.call_soon(
+                    self.report, e.NodeLost(command.node, f"no process could be started for it: {error}")
+                )
                 return
             node.pid = node.popen.pid
             theirs.close()
@@ -195,7 +202,14 @@ class Processes:
     def _spawn(self, environment: str, module: str, theirs: socket.socket) -> subprocess.Popen[bytes]:
         """A fresh interpreter, in a process group of its own that the kernel ends with the control plane."""
         reading, writing = os.pipe()
-        argv = [self.python(environment), "-P", "-m", f"nubes.drivers.local.{module}", str(theirs.fileno()), str(reading)]
+        argv = [
+            self.python(environment),
+            "-P",
+            "-m",
+            f"nubes.drivers.local.{module}",
+            str(theirs.fileno()),
+            str(reading),
+        ]
         output = os.open(self.folder / "output" / "nubes.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         env = dict(os.environ)
         paths = env.pop("PYTHONPATH", "")
@@ -313,7 +327,8 @@ class Processes:
     def _too_many(self, pid: int, tasks: int) -> None:
         process = self.by_pid.get(pid)
         if process is not None:
-            process.doomed = f"it had {tasks} processes and threads, more than the {watchdog.MAX_TASKS} an instance may have, and was killed"
+            allowed = f"more than the {watchdog.MAX_TASKS} an instance may have"
+            process.doomed = f"it had {tasks} processes and threads, {allowed}, and was killed"
 
     def _frame(self, process: Process, frame: list[Any]) -> None:
         if not process.ended:

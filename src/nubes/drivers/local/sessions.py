@@ -49,7 +49,9 @@ def listen(plane: ControlPlane, stop: asyncio.Event) -> socket.socket:
         listener.bind(path if len(path) < 100 else f"/proc/self/fd/{folder}/socket")
         os.close(folder)
     except OSError as error:
-        raise UsageError(f"The socket {path} cannot be opened: {error.strerror}.", "Choose another folder with --data.") from None
+        raise UsageError(
+            f"The socket {path} cannot be opened: {error.strerror}.", "Choose another folder with --data."
+        ) from None
     os.chmod(path, 0o600)
     listener.listen(512)
     listener.setblocking(False)
@@ -118,9 +120,13 @@ class Session:
             if frame[1] in self.tasks:
                 self.tasks[frame[1]].cancel()
         elif kind == wire.HELLO:
-            self.peer.send(wire.pack(wire.WELCOME, PROTOCOL, str(self.plane.shared), str(self.plane.folder), os.getpid()))
+            self.peer.send(
+                wire.pack(wire.WELCOME, PROTOCOL, str(self.plane.shared), str(self.plane.folder), os.getpid())
+            )
 
-    def _call(self, call: int, function: str, method: str, variant: str, keep: bool, key: str, route: list[str], data: bytes) -> None:
+    def _call(
+        self, call: int, function: str, method: str, variant: str, keep: bool, key: str, route: list[str], data: bytes
+    ) -> None:
         kept = data if keep else b""
         event = e.Submitted(call, function, keep, method, variant, tuple(route), key, kept, 0 if keep else self.owner)
         try:
@@ -156,7 +162,9 @@ class Session:
         try:
             handler = ASKS.get(name)
             if handler is None:
-                raise UsageError(f"This control plane does not know {name!r}.", "Use the same version of nubes on both sides.")
+                raise UsageError(
+                    f"This control plane does not know {name!r}.", "Use the same version of nubes on both sides."
+                )
             answer, failed = await handler(self, arguments), ""
         except NubesError as error:
             answer, failed = [error.message, error.hint], type(error).__name__
@@ -184,4 +192,6 @@ def specs_from(raw: list[bytes]) -> tuple[FunctionSpec, ...]:
     try:
         return tuple(msgspec.msgpack.decode(one, type=FunctionSpec) for one in raw)
     except msgspec.ValidationError as error:
-        raise UsageError(f"A function's declaration cannot be read: {error}.", "Use the same version of nubes on both sides.") from None
+        raise UsageError(
+            f"A function's declaration cannot be read: {error}.", "Use the same version of nubes on both sides."
+        ) from None

@@ -1,6 +1,7 @@
 """Ends what an instance leaves behind, and instances that make too many processes.
 
-Every instance leads a process group of its own, which all it starts belongs to unless it says otherwise. Counting costs one small read as long as the machine's number of tasks does not jump.
+Every instance leads a process group of its own, which all it starts belongs to unless it says otherwise. Counting
+costs one small read as long as the machine's number of tasks does not jump.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ _JUMP = 256  # tasks that may come up between two looks before somebody is count
 
 
 class Watchdog:
-    """`look` is called every `CHECK_S` seconds; `pids` are the live instances, `too_many` is told of one over the limit."""
+    """`look` is called every `CHECK_S` seconds; `pids` are the live instances, `too_many` is told of one over the
+    limit."""
 
     def __init__(self, pids: Callable[[], Iterable[int]], too_many: Callable[[int, int], None]) -> None:
         self._pids = pids
