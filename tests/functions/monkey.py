@@ -143,9 +143,8 @@ class Monkey:
         self.cpu = r.choice([1.0, 2.0, 4.0, 16.0, inf])
         self.memory = r.choice([512 * MIB, 2048 * MIB, 16384 * MIB])
         self.chosen = {seam: r.choice(self.names[seam]) for seam in self.names}
-        self.c = Functions(
-            self.chosen["keep-alive"], self.chosen["queueing"], self.chosen["cold-start"], self.cpu, self.memory
-        )
+        self.began = (*(self.chosen[seam] for seam in ("keep-alive", "queueing", "cold-start")), self.cpu, self.memory)
+        self.c = self.start()
         self.fold = hashlib.sha256()  # of all commands
         self.twin: Functions | None = None
         self.twin_until = 0
@@ -176,6 +175,10 @@ class Monkey:
         except Exception as error:
             raise Failure(self.story(f"{type(error).__name__}: {error}")) from error
         return self
+
+    def start(self) -> Functions:
+        """The controller as it was before the first event."""
+        return Functions(*self.began)  # type: ignore[arg-type]
 
     def story(self, what: str) -> str:
         last = "\n".join(f"  {at - 1.7e9:10.3f} {event}"[:200] for at, event in self.events[-12:])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from nubes.functions import controller as module
+from nubes.functions import answers, serving
 from nubes.functions import events as e
+from nubes.functions.deployments import verify
 from nubes.functions.events import CANCELLED, COLD, DELAYED, FAILED, PENDING, RUNNING, SUCCEEDED, TIMED_OUT, WARM
 from nubes.functions.seams import Window
 from nubes.functions.spec import Batching, FunctionSpec, Retries, Schedule
+from nubes.kernel.errors import NubesError
 
 from .desk import GIB, Desk, spec
 
@@ -317,6 +321,18 @@ def test_a_durable_call_does_not_depend_on_one_that_is_not() -> None:
     assert list(d.c.calls) == [durable]
 
 
+def test_a_restart_forgets_keys_and_others_of_calls_that_are_not_durable() -> None:
+    d = Desk(spec())
+    d.call("f", key="fleeting")
+    durable = d.call("f", key="k", keep=True)
+    d.call("f", key="k")
+    d(e.Restarted())
+    assert d.c.keys == {("a/f", "k"): durable}
+    d.ready()
+    d.done(durable)
+    assert [c.call for c in d.of(e.Resolve)] == [durable]
+
+
 def test_cancelling_one_of_a_key_leaves_the_work_to_the_others() -> None:
     d = Desk(spec())
     first, second, third = (d.call("f", key="k", owner=owner) for owner in (1, 2, 3))
@@ -330,14 +346,14 @@ def test_cancelling_one_of_a_key_leaves_the_work_to_the_others() -> None:
 
 
 def test_answers_are_forgotten_when_old_or_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RESULTS_MAX", 3)
+    monkeypatch.setattr(answers, "RESULTS_MAX", 3)
     d = Desk(spec())
     for n in range(6):
         call = d.call("f", keep=True, key=f"k{n}")
         d.ready()
         d.done(call)
     assert list(d.c.results) == [4, 5, 6]
-    d.call("f", module.RESULTS_S + 1, keep=True, key="k9")
+    d.call("f", answers.RESULTS_S + 1, keep=True, key="k9")
     d.done(7)
     assert list(d.c.results) == [7]
     assert set(d.c.keys.values()) <= {5, 6, 7}
@@ -471,7 +487,7 @@ def test_what_a_start_raised_is_told_at_once() -> None:
 
 def test_instances_kept_ahead_come_back_once_a_start_succeeds() -> None:
     d = Desk(spec(min_instances=2))
-    for _ in range(module.START_FAILURES + 1):
+    for _ in range(serving.START_FAILURES + 1):
         for instance in d.starting():
             d(e.InstanceLost(instance, "no such file"))
     assert d.c.instances == {}
@@ -597,6 +613,23 @@ def test_parents_of_a_class_are_replaced_with_it() -> None:
     d.deploy(spec(kind="class"))
     assert captured.node in [p.node for p in d.of(e.PruneNode)]
     assert captured.node not in d.c.tree.where
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"keep_alive": "fixed-windows"}, "Did you mean .*fixed-window"),
+        ({"schedule": Schedule(cron="hourly")}, "is not a cron expression"),
+        ({"concurrency": 0}, "would never take a call"),
+        ({"batching": Batching(0, 1.0)}, "would never take a call"),
+        ({"cpu": -1.0}, "negative size"),
+        ({"timeout_s": 0.0}, "no time"),
+    ],
+)
+def test_what_cannot_be_carried_out_is_refused_before_it_is_logged(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(NubesError, match=message):
+        verify(spec(**wrong))
+    verify(spec(keep_alive="fixed-window(keep=5m)", schedule=Schedule(cron="0 * * * *")))
 
 
 # -- schedules --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from nubes.functions.controller import Functions
 from nubes.functions.invariants import check
 from nubes.functions.spec import FunctionSpec
 from nubes.kernel.fingerprint import fingerprint
+from nubes.kernel.log import Log
 
-from .monkey import Monkey, monkey_policies
+from .monkey import CODEC, Monkey, monkey_policies
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +50,32 @@ def test_thousands_of_days(block: int) -> None:
 def story(seed: int) -> str:
     monkey = Monkey(seed, twins=False).run(200)
     return f"{monkey.digest()} {fingerprint(monkey.c)}"
+
+
+def test_the_log_of_a_day_is_folded_to_the_same_state(tmp_path: Path) -> None:
+    """However the state was carried over: in memory, by a snapshot and the records behind it, or by all records."""
+    for seed in range(40):
+        monkey = Monkey(seed, twins=False).run(200)
+        folder = tmp_path / str(seed)
+        log = Log(folder, segment_bytes=4096)
+        controller = monkey.start()
+        for number, (now, event) in enumerate(monkey.events):
+            log.append(CODEC.encode(now, event))
+            controller.handle(event, now)
+            if number == len(monkey.events) // 2:
+                log.save_snapshot(pickle.dumps(controller, 5))
+        log.close()
+        log = Log(folder)
+        assert log.snapshot is not None
+        from_snapshot, from_start = pickle.loads(log.snapshot), monkey.start()
+        for record in log.records():
+            now, event = CODEC.decode(record)
+            from_snapshot.handle(event, now)
+        for record in log.records(0):
+            now, event = CODEC.decode(record)
+            from_start.handle(event, now)
+        log.close()
+        assert fingerprint(from_snapshot) == fingerprint(from_start) == fingerprint(controller) == fingerprint(monkey.c)
 
 
 SCRIPT = """

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from nubes.kernel import frames
 from nubes.kernel import log as module
 from nubes.kernel.errors import AlreadyRunning, LogCorrupt, Unavailable, UsageError
 from nubes.kernel.log import Log, read
@@ -127,7 +128,7 @@ def test_segments_roll_and_are_named_after_their_first_record(tmp_path: Path) ->
     assert len(firsts) > 2
     assert everything(tmp_path) == [b"x" * 30] * 10
     for first, following in itertools.pairwise(firsts):
-        assert len(list(module._frames((tmp_path / f"{first:016d}.log").read_bytes()))) == following - first
+        assert len(list(frames.frames((tmp_path / f"{first:016d}.log").read_bytes()))) == following - first
 
 
 def test_a_record_that_is_too_large_is_refused_and_nothing_is_lost(
@@ -165,7 +166,7 @@ def goes_on(folder: Path, bodies: list[bytes], whole: int) -> None:
 def segment_ends(folder: Path) -> list[tuple[Path, list[int]]]:
     """For each segment: the offset behind its head, then behind each of its records."""
     return [
-        (path, [len(module._MAGIC), *(end for _, end in module._frames(path.read_bytes()))])
+        (path, [len(frames.SEGMENT), *(end for _, end in frames.frames(path.read_bytes()))])
         for path in sorted(folder.glob("*.log"))
     ]
 
@@ -212,7 +213,7 @@ def test_single_byte_flips_anywhere(tmp_path: Path) -> None:
         assert f"Record {whole} in {path.name}" in log.findings[0]
         assert list(log.records(0)) == bodies[:whole]
         log.close()
-        good = ends[whole - int(path.stem)] if offset >= len(module._MAGIC) else 0
+        good = ends[whole - int(path.stem)] if offset >= len(frames.SEGMENT) else 0
         aside = b"".join(p.read_bytes() for p in folder.glob(f"{path.stem}.{whole}.damaged"))
         assert aside == bytes(raw[good:])
         behind = [p for p, _ in segments if p.name > path.name]
@@ -233,7 +234,7 @@ def test_any_bytes_in_place_of_a_tail(tmp_path_factory: pytest.TempPathFactory, 
     tail = data.draw(st.binary(max_size=40))
     path.write_bytes(raw[:cut] + tail)
     found = everything(folder)
-    certain = sum(end <= cut for end in ends[1:]) if cut >= len(module._MAGIC) else 0
+    certain = sum(end <= cut for end in ends[1:]) if cut >= len(frames.SEGMENT) else 0
     assert found[:certain] == BODIES[:certain]
 
 

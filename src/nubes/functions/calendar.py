@@ -12,7 +12,7 @@ from nubes.kernel.errors import UsageError
 
 
 def next_time(schedule: Schedule, now: float) -> float:
-    """The first time after `now` (epoch seconds). Raises `UsageError` on a cron expression or time zone that is none."""
+    """The first time after `now` (epoch seconds). Raises `UsageError` on what is no cron expression or time zone."""
     if schedule.period_s > 0:
         return now + schedule.period_s
     try:

@@ -6,7 +6,14 @@ from nubes.functions.spec import FunctionSpec
 from nubes.kernel.message import Command, Event
 
 # Status of a call, as users see it.
-PENDING, RUNNING, SUCCEEDED, FAILED, CANCELLED, TIMED_OUT = "PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT"
+PENDING, RUNNING, SUCCEEDED, FAILED, CANCELLED, TIMED_OUT = (
+    "PENDING",
+    "RUNNING",
+    "SUCCEEDED",
+    "FAILED",
+    "CANCELLED",
+    "TIMED_OUT",
+)
 
 # How a call got its instance.
 WARM, DELAYED, COLD = 0, 1, 2  # at once; after waiting for a busy one; after waiting for a new one
@@ -216,7 +223,7 @@ class SetTimer(Command, frozen=True):
 
 
 class GrowNode(Command, frozen=True):
-    """Fork a parent from `parent` (0: a fresh interpreter) and import `imports` there, and `function`'s module if named."""
+    """Fork a parent from `parent` (0: a fresh interpreter); it imports `imports`, and `function`'s module if named."""
 
     node: int
     parent: int

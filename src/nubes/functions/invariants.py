@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nubes.functions.controller import MOST_AHEAD, RETRIES, WAITS, Functions
-from nubes.functions.state import Call, Function, Instance
+from nubes.functions.queues import waiting
+from nubes.functions.serving import MOST_AHEAD
+from nubes.functions.state import RETRIES, WAITS, Function, Instance, State
 
 
-def check(controller: Functions) -> list[str]:
+def check(controller: State) -> list[str]:
     """One sentence for each thing that should hold and does not; empty if all is well."""
     return [
         *_instances(controller),
@@ -22,18 +23,13 @@ def check(controller: Functions) -> list[str]:
     ]
 
 
-def excess(controller: Functions) -> tuple[float, float]:
+def excess(controller: State) -> tuple[float, float]:
     """CPU and memory bytes in use beyond capacity: more than 0 only after capacity shrank or live instances grew."""
     cpu, memory = controller.cpu_used - controller.cpu, controller.memory_used - controller.memory_bytes
     return max(0.0, cpu), max(0.0, memory)
 
 
-def waiting(f: Function) -> list[Call]:
-    """The queue of `f`, whichever form it has."""
-    return [entry[2] if isinstance(entry, tuple) else entry for entry in f.waiting]
-
-
-def _instances(c: Functions) -> Iterator[str]:
+def _instances(c: State) -> Iterator[str]:
     everywhere = {id: i for f in c.functions.values() for id, i in f.instances.items()}
     if everywhere != c.instances:
         yield f"instances: the controller knows {sorted(c.instances)}, its functions {sorted(everywhere)}"
@@ -74,7 +70,7 @@ def room(f: Function) -> int:
     return f.spec.batching.max_batch_size if f.spec.batching else max(f.room, MOST_AHEAD if f.room == 1 else 1)
 
 
-def _calls(c: Functions) -> Iterator[str]:
+def _calls(c: State) -> Iterator[str]:
     queued: dict[int, str] = {}
     for f in c.functions.values():
         for call in waiting(f):
@@ -84,7 +80,7 @@ def _calls(c: Functions) -> Iterator[str]:
                 or call.function is not f
                 or call.instance != WAITS
             ):
-                yield f"call {call.id}: in the queue of {f.name} with instance {call.instance}, also in {queued.get(call.id)}"
+                yield f"call {call.id}: queued at {f.name} with instance {call.instance}, also at {queued.get(call.id)}"
             queued[call.id] = f.name
     for call in c.calls.values():
         f = call.function
@@ -98,14 +94,15 @@ def _calls(c: Functions) -> Iterator[str]:
             if instance is None or call.id not in instance.calls:
                 yield f"call {call.id}: runs on instance {call.instance}, which does not run it"
     for (name, key), id in c.keys.items():
-        if id in c.calls and (c.calls[id].key, c.calls[id].asked) != (key, name):
-            yield f"key {key!r} of {name}: stands for call {id}, which has key {c.calls[id].key!r} and asked for {c.calls[id].asked}"
+        first = c.calls.get(id)
+        if first is not None and (first.key, first.asked) != (key, name):
+            yield f"key {key!r} of {name}: stands for call {id}, which has key {first.key!r}, asked for {first.asked}"
     aliases = {other: call.id for call in c.calls.values() for other in call.also}
     if aliases != c.aliases:
         yield f"aliases: {c.aliases}, but calls say {aliases}"
 
 
-def _machine(c: Functions) -> Iterator[str]:
+def _machine(c: State) -> Iterator[str]:
     cpu = sum(f.cpu * (f.starting + f.busy) for f in c.functions.values())
     if cpu != c.cpu_used:
         yield f"CPU in use is {c.cpu_used!r}, should be {cpu!r}"
@@ -114,9 +111,9 @@ def _machine(c: Functions) -> Iterator[str]:
         yield f"memory in use is {c.memory_used}, should be {memory}"
 
 
-def _progress(c: Functions) -> Iterator[str]:
+def _progress(c: State) -> Iterator[str]:
     """Every function with waiting calls has something under way that will serve them."""
-    heap = {id(f) for _, _, f in c._blocked}
+    heap = {id(f) for _, _, f in c.blocked}
     running = any(f.busy or f.starting for f in c.functions.values())
     for f in c.functions.values():
         if f.blocked and id(f) not in heap:
@@ -132,7 +129,7 @@ def _progress(c: Functions) -> Iterator[str]:
             yield f"{f.name}: {f.queued} calls wait although instances {sorted(f.open)} have room"
 
 
-def _tree(c: Functions) -> Iterator[str]:
+def _tree(c: State) -> Iterator[str]:
     nodes = {id: n for group in c.tree.nodes.values() for id, n in group.items()}
     if nodes != c.tree.where:
         yield f"tree: {sorted(c.tree.where)} in one table, {sorted(nodes)} in the other"

@@ -178,7 +178,7 @@ class Queueing(Policy):
 
     @decision
     def admit(self, f: FunctionView, now: float) -> float:
-        """When `f` may issue its next call: `now` or less means at once, `inf` not before one of its calls ends, or a tick.
+        """When `f` may issue its next call: `now` or less: at once; `inf`: not before one of its calls ends, or a tick.
 
         A batch is asked for once and issued as many times as it has calls.
         """

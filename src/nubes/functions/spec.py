@@ -10,7 +10,7 @@ DEFAULT_MEMORY_BYTES = size_bytes("128MiB")
 
 
 class Retries(msgspec.Struct, frozen=True, array_like=True):
-    """How often a failed call is tried again, and how long to wait before: `initial * backoff**n`, at most `max_delay_s`."""
+    """How often a failed call is tried again, and the wait before: `initial * backoff**n`, at most `max_delay_s`."""
 
     max_retries: int = 0
     backoff_coefficient: float = 2.0
@@ -93,5 +93,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     criticality: int = 0  # higher goes first
     quota: str = "reserved"  # reserved | opportunistic
     quota_cpu: float = 0.0  # CPU-seconds a second this function may use; 0: not limited
-    deadline_s: float = 0.0  # how long after its arrival a call may start; 0: seconds if reserved, 24 h if opportunistic
+    deadline_s: float = (
+        0.0  # how long after its arrival a call may start; 0: seconds if reserved, 24 h if opportunistic
+    )
     trigger: str = "call"  # call | http | timer | queue | ...: what kind of event makes its calls

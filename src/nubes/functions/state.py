@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from math import floor, inf
+from typing import Any
 
 from nubes.functions.events import Submitted
-from nubes.functions.seams import CallView, FunctionView, InstanceView, KeepAlive
+from nubes.functions.seams import CallView, ColdStart, FunctionView, InstanceView, KeepAlive, Queueing
 from nubes.functions.spec import FunctionSpec
+from nubes.functions.tree import Tree
+from nubes.kernel.message import Command
+from nubes.kernel.policy import Policy, make
+
+WAITS, RETRIES = 0, -1  # what stands in for a call's instance while it is queued, or waits to be tried again
 
 
 class Call(CallView):
     """A call from its arrival until it is resolved."""
 
     __slots__ = (
-        "also", "asked", "function", "hop", "input", "instance", "keep", "key", "losses", "method", "owner", "route", "started_s",
+        "also", "asked", "function", "hop", "input", "instance", "keep", "key", "losses", "method", "owner", "route",
+        "started_s",
     )  # fmt: skip
 
     def __init__(self, event: Submitted, function: Function, now: float) -> None:
@@ -30,7 +37,7 @@ class Call(CallView):
         self.hop = False  # its input is the output of the step before
         self.key = event.key
         self.owner = event.owner
-        self.instance = 0  # 0 while it waits
+        self.instance = WAITS
         self.started_s = 0.0
         self.losses = 0  # instances lost under it
         self.also: tuple[int, ...] = ()  # later calls with the same idempotency key
@@ -57,8 +64,8 @@ class Function(FunctionView):
     """One pool of interchangeable instances."""
 
     __slots__ = (
-        "app", "blocked", "cpu", "failures", "held_s", "instances", "keep_alive", "last_start_s", "open", "prewarm", "room", "short",
-        "variant", "version", "waiting",
+        "app", "blocked", "cpu", "failures", "held_s", "instances", "keep_alive", "last_start_s", "open", "prewarm",
+        "room", "short", "variant", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, name: str, spec: FunctionSpec, variant: str, version: int, keep_alive: KeepAlive) -> None:
@@ -96,3 +103,48 @@ class Result:
         self.status = status
         self.reason = reason
         self.output = output
+
+
+class State:
+    """Everything the controller knows, and the policies that decide; the functions of this package change it."""
+
+    def __init__(
+        self,
+        keep_alive: str | KeepAlive | None = None,
+        queueing: str | Queueing | None = None,
+        cold_start: str | ColdStart | None = None,
+        cpu: float = inf,
+        memory_bytes: float = inf,
+        tree_share: float = 0.25,
+    ) -> None:
+        self.keep_alives: dict[str, KeepAlive] = {"": self._make("keep-alive", keep_alive)}  # by their texts
+        self.queueing: Queueing = self._make("queueing", queueing)
+        self.cpu = cpu
+        self.memory_bytes = memory_bytes
+        self.tree_share = tree_share
+        self.tree = Tree(self._make("cold-start", cold_start), memory_bytes * tree_share)
+        self.cpu_used = 0.0
+        self.memory_used = 0
+        self.specs: dict[str, FunctionSpec] = {}
+        self.apps: dict[str, tuple[int, tuple[str, ...], bool]] = {}  # name -> version, functions, ephemeral
+        self.functions: dict[str, Function] = {}
+        self.instances: dict[int, Instance] = {}
+        self.calls: dict[int, Call] = {}
+        self.results: OrderedDict[int, Result] = OrderedDict()  # a plain dict is slow to lose its first item
+        self.keys: dict[tuple[str, str], int] = {}  # (function, idempotency key) -> its newest call
+        self.aliases: dict[int, int] = {}  # call that waits for another's answer -> that one
+        self.chosen: dict[str, str] = {}  # function -> the keep-alive policy it was switched to
+        self.due: dict[str, float] = {}  # function -> when its schedule comes round
+        self.blocked: list[tuple[tuple[float, ...], int, Function]] = []  # a heap of those that wait for room
+        self.sequence = 0  # tells apart what stands at the same place in a queue
+        self.instance_ids = 0
+        self.inner_calls = 0  # calls that the clock made
+        self.ticks = 0  # counts the chains of ticks, so that an outdated one is known
+        self.out: list[Command] = []  # commands of the event that is being handled
+
+    def _make(self, seam: str, policy: str | Policy | None) -> Any:
+        """Every policy comes from here, so that a controller that is looked into can wrap them."""
+        return make(seam, policy)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "out": []}

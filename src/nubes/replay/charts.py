@@ -68,11 +68,14 @@ def nines(title: str, largest: float = 4.0) -> Axis:
     return Axis(title, lambda v: v / largest, [tick for tick in known if tick[0] <= largest + 1e-9])
 
 
-def line_chart(name: str, description: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
-    """Lines, one for each series."""
+def line_chart(name: str, description: str, x: Axis, y: Axis, series: Sequence[Series], under: Series | None) -> str:
+    """Lines, one for each series; `under` is a broad one below them, to hold them against."""
     body = [_grid(x, y)]
+    if under is not None:
+        path = _path(x, y, under.points)
+        body.append(f'<path class="under" d="{path}"><title>{escape(under.label)}</title></path>')
     for index, line in enumerate(series):
-        path = "".join(f"{'L' if i else 'M'}{_x(x, px):.1f} {_y(y, py):.1f}" for i, (px, py) in enumerate(line.points))
+        path = _path(x, y, line.points)
         dash = DASHES[index // COLOURS % len(DASHES)]
         style = f' stroke-dasharray="{dash}"' if dash else ""
         body.append(
@@ -88,7 +91,7 @@ def plane(name: str, description: str, x: Axis, y: Axis, points: Sequence[Series
     taken = [(px - 7.5, py - 7.5, px + 7.5, py + 7.5) for px, py in places]
     body = [_grid(x, y)]
     if len(front) > 1:
-        path = "".join(f"{'L' if i else 'M'}{_x(x, px):.1f} {_y(y, py):.1f}" for i, (px, py) in enumerate(front))
+        path = _path(x, y, front)
         body.append(f'<path class="front" d="{path}"><title>no other is better in both</title></path>')
     for index, (point, (px, py)) in enumerate(zip(points, places, strict=True)):
         dot = f'<circle cx="{px:.1f}" cy="{py:.1f}" r="6.5"/>{_label(point.label, px, py, taken)}'
@@ -174,6 +177,10 @@ def _label(text: str, x: float, y: float, taken: list[Box]) -> str:
 
 def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _path(x: Axis, y: Axis, points: Sequence[Point]) -> str:
+    return "".join(f"{'L' if i else 'M'}{_x(x, px):.1f} {_y(y, py):.1f}" for i, (px, py) in enumerate(points))
 
 
 def _x(axis: Axis, value: float) -> float:

@@ -43,20 +43,22 @@ def html(report: Report) -> str:
     ]
     if report.gap is not None:
         parts.append(f"<p class='gap'><strong>How far to trust this.</strong> {escape(gap_text(report.gap))}</p>")
-    parts += [_table(rows), _order(report), _legend(rows)]
+    parts += [_table(rows), _order(report), _legend(rows, report.gap is not None)]
     gap = report.gap
     parts += [
         _distribution(
             "Latency, from arrival to answer",
             "Share of calls that had their answer within a time. The upper part is stretched: there policies differ.",
-            [(row.label, row.latency_curve) for row in rows] + ([(MEASURED, gap.latency_curve)] if gap else []),
+            [(row.label, row.latency_curve) for row in rows],
+            gap.latency_curve if gap else None,
             report.calls,
             _describe(rows, "median", lambda r: show_seconds(r.measures.latency_s.p50)),
         ),
         _distribution(
             "Waiting for an instance",
             "Share of calls that got an instance within a time: latency without the calls' own work.",
-            [(row.label, row.wait_curve) for row in rows] + ([(MEASURED, gap.wait_curve)] if gap else []),
+            [(row.label, row.wait_curve) for row in rows],
+            gap.wait_curve if gap else None,
             report.calls,
             _describe(rows, "99th percentile", lambda r: show_seconds(r.measures.wait_s.p99)),
         ),
@@ -87,18 +89,27 @@ def html(report: Report) -> str:
                 linear("functions, %", [92.6], lambda v: f"{v:g}"),
                 linear("cold starts, % of the function's calls", [92.6], lambda v: f"{v:g}"),
                 ratios,
+                None,
             ),
         )
     )
     return page(f"replay of {report.name}", "".join(parts))
 
 
-def _distribution(title: str, text: str, curves: Sequence[tuple[str, Sequence[float]]], calls: int, words: str) -> str:
+def _distribution(
+    title: str,
+    text: str,
+    curves: Sequence[tuple[str, Sequence[float]]],
+    measured: Sequence[float] | None,
+    calls: int,
+    words: str,
+) -> str:
     series = [Series(label, _nines_of(curve, calls)) for label, curve in curves]
-    seconds = [x for s in series for x, _ in s.points if x >= SHORTEST_S]
-    x = logarithmic("time", seconds, show_seconds)
-    y = nines("share of calls", max([n for s in series for _, n in s.points], default=1.0))
-    return figure(title, text, line_chart(title, words, x, y, series), series)
+    under = Series(MEASURED, _nines_of(measured, calls)) if measured is not None else None
+    shown = [*series, under] if under else series
+    x = logarithmic("time", [x for s in shown for x, _ in s.points if x >= SHORTEST_S], show_seconds)
+    y = nines("share of calls", max([n for s in shown for _, n in s.points], default=1.0))
+    return figure(title, text, line_chart(title, words, x, y, series, under), shown)
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -147,13 +158,14 @@ def _order(report: Report) -> str:
     return f"<ul class='order'>{lines}</ul>"
 
 
-def _legend(rows: Sequence[Row]) -> str:
+def _legend(rows: Sequence[Row], measured: bool) -> str:
     buttons = "".join(
         f"<button type='button' data-series='{i}' aria-pressed='false'><i class='swatch c{i % COLOURS}'></i>"
         f"{escape(row.label)}</button>"
         for i, row in enumerate(rows)
     )
-    return f"<nav class='legend' aria-label='Highlight a policy in all charts'>{buttons}</nav>"
+    under = f"<span><i class='swatch'></i>{MEASURED}</span>" if measured else ""
+    return f"<nav class='legend' aria-label='Highlight a policy in all charts'>{buttons}{under}</nav>"
 
 
 def figure(title: str, text: str, svg: str, series: Sequence[Series] = ()) -> str:

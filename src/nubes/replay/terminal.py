@@ -97,10 +97,14 @@ def cells(row: Row) -> tuple[str, ...]:
     latency = m.latency_s
     return (
         f"{m.cold_share:.2%}", show_seconds(latency.p50), show_seconds(latency.p95), show_seconds(latency.p99),
-        f"{m.wasted_gib_s / 3600:,.1f} GiBh", _dollars(m.dollars), f"{m.starts:,}",
+        f"{_digits(m.wasted_gib_s / 3600)} GiBh", _dollars(m.dollars), f"{m.starts:,}",
     )  # fmt: skip
 
 
 def _dollars(value: float) -> str:
-    """Three digits, but whole dollars in full."""
-    return f"${value:,.0f}" if value >= 100.0 else f"${value:.3g}"
+    return f"${_digits(value)}"
+
+
+def _digits(value: float) -> str:
+    """Three digits, but whole numbers in full."""
+    return f"{value:,.0f}" if value >= 100.0 else f"{value:.3g}"

@@ -25,6 +25,7 @@ from nubes.drivers.local.processes import Processes
 from nubes.drivers.local.stores import Stores
 from nubes.functions import events as e
 from nubes.functions.controller import Functions
+from nubes.functions.deployments import verify
 from nubes.functions.spec import FunctionSpec
 from nubes.kernel.clock import WallClock
 from nubes.kernel.errors import LogCorrupt, NubesError, Unavailable, UsageError
@@ -71,6 +72,7 @@ class ControlPlane:
         self.controller: Functions
         self.clock = WallClock()
         self.now = 0.0
+        self.socket = str(folder / "socket")
         self.inputs: dict[int, bytes] = {}  # of calls that are not kept in the log
         self.outputs: dict[int, bytes] = {}
         self.released: set[int] = set()  # calls whose arguments in shared memory nobody reads any more
@@ -359,6 +361,7 @@ class ControlPlane:
         for spec in specs:
             if not spec.name.startswith(f"{app}/"):
                 raise UsageError(f"Function {spec.name!r} is not of app {app!r}.")
+            verify(spec)
             if spec.environment:
                 self.python(spec.environment)
         version = self.controller.apps.get(app, (0, (), False))[0] + 1
@@ -377,7 +380,7 @@ class ControlPlane:
     def settings(self, spec: FunctionSpec) -> dict[str, Any]:
         """What an instance of `spec` finds around it: variables, secrets, volumes."""
         env = {
-            "NUBES_SOCKET": str(self.folder / "socket"),
+            "NUBES_SOCKET": self.socket,
             "NUBES_APP": spec.name.partition("/")[0],
             "NUBES_FUNCTION": spec.name,
         }

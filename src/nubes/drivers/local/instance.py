@@ -24,7 +24,6 @@ from nubes.drivers.local import limits, loading, payload, wire
 from nubes.functions.spec import FunctionSpec
 
 _loaded: dict[str, Any] = {}  # function -> what a parent has loaded for its forks
-lifeline = -1  # reading end of a pipe whose other end the control plane holds
 _F_SETSIG = 10
 _current: contextvars.ContextVar[int] = contextvars.ContextVar("call", default=0)
 
@@ -72,6 +71,7 @@ def _nothing(value: Any) -> Any:
 
 _PRIMING: dict[str, Any] = {
     "started": 0.0,
+    "lifeline": "",
     "shared": "",
     "objects": "",
     "limits": [],
@@ -83,15 +83,14 @@ _PRIMING: dict[str, Any] = {
 }
 
 
-def lead_group() -> None:
+def lead_group(lifeline: str) -> None:
     """Makes the calling process lead a group of its own, which the kernel kills when the control plane is gone.
 
-    `lifeline` is the reading end of a pipe whose writing end only the control plane holds. Its signal goes to one
-    group for
-    each time the pipe was opened, so every group opens it for itself.
+    `lifeline` is a FIFO that the control plane holds open for writing. Its signal goes to one group for each time the
+    FIFO was opened, so every group opens it for itself.
     """
     os.setpgid(0, 0)
-    own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK)
+    own = os.open(lifeline, os.O_RDONLY | os.O_NONBLOCK)
     fcntl.fcntl(own, fcntl.F_SETOWN, -os.getpid())
     fcntl.fcntl(own, _F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(own, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
@@ -171,17 +170,15 @@ def run(sock: socket.socket, spec: FunctionSpec, setting: dict[str, Any]) -> Non
 
 def _settle(me: Instance, setting: dict[str, Any]) -> None:
     """Limits, environment variables, output, working folder, random numbers: all before any user code."""
-    if lifeline >= 0 and setting is not _PRIMING:
-        lead_group()
+    if setting["lifeline"]:
+        lead_group(setting["lifeline"])
     limits.enter(setting["limits"], me.spec.memory_limit_bytes, bool(setting["limits"]))
     os.environ.update(setting["env"])
     os.environ.update(me.spec.env)
     log = os.open(setting["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    null = os.open(os.devnull, os.O_RDONLY)
-    for fd, target in ((null, 0), (log, 1), (log, 2)):
-        os.dup2(fd, target)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     os.close(log)
-    os.close(null)
     sys.stdout = _Output(me, "stdout")
     sys.stderr = _Output(me, "stderr")
     for path, source in setting["volumes"].items():
@@ -238,6 +235,8 @@ def _serve(me: Instance) -> None:
         else:
             for call, data in zip(calls, inputs, strict=True):
                 _run(me, call, function, hop, keep, data)
+        if me.spec.single_use:
+            return
 
 
 def _run(me: Instance, call: int, function: Any, hop: bool, keep: bool, data: bytes) -> None:
@@ -467,9 +466,7 @@ class _Output(io.TextIOBase):
 
 
 def main() -> None:
-    """A fresh interpreter that becomes an instance at once: descriptors of its socket and its lifeline in `argv`."""
-    global lifeline
-    lifeline = int(sys.argv[2])
+    """A fresh interpreter that becomes an instance at once: the descriptor of its socket stands in `argv`."""
     sock = socket.socket(fileno=int(sys.argv[1]))
     stream = wire.Stream(sock)
     spec, setting = stream.recv()

@@ -33,11 +33,9 @@ class Parked(Exception):
 
 
 def main() -> None:
-    """The root of a tree: `argv` holds the descriptor numbers of its control socket and of its lifeline."""
-    control = int(sys.argv[1])
-    instance.lifeline = int(sys.argv[2])
-    instance.lead_group()
-    sock = socket.socket(fileno=control)
+    """The root of a tree: `argv` holds the descriptor number of its control socket, and its lifeline's path."""
+    instance.lead_group(sys.argv[2])
+    sock = socket.socket(fileno=int(sys.argv[1]))
     data, _ = wire.recv_with_fds(sock)
     if data:
         _, imports, spec, prime = wire.unbody(data)
@@ -50,8 +48,9 @@ def grow(control: socket.socket, imports: tuple[str, ...], spec: bytes, prime: b
         started = time.monotonic()
         try:
             loading.import_packages(imports)
-            if spec:
-                instance.preload(_decode_spec(spec))
+            own = _decode_spec(spec) if spec else None
+            if own is not None:
+                instance.preload(own)
             if prime:
                 instance.prime()
             _check_threads()
@@ -63,7 +62,7 @@ def grow(control: socket.socket, imports: tuple[str, ...], spec: bytes, prime: b
         gc.disable()
         control.send(wire.body(wire.PARKED, os.getpid(), time.monotonic() - started, _private_bytes()))
         try:
-            _serve(control, spec)
+            _serve(control, own)
         except Parked as parked:
             if parked.then is None:
                 os._exit(0)
@@ -93,7 +92,7 @@ def _private_bytes() -> int:
     return total
 
 
-def _serve(control: socket.socket, spec: bytes) -> None:
+def _serve(control: socket.socket, own: FunctionSpec | None) -> None:
     def reap(*_: Any) -> None:
         while True:
             try:
@@ -112,20 +111,21 @@ def _serve(control: socket.socket, spec: bytes) -> None:
             raise Parked(None)
         frame = wire.unbody(data)
         if frame[0] == wire.FORK:
-            _fork_instance(control, frame, fds, spec)
+            _fork_instance(control, frame, fds, own)
         elif frame[0] == wire.GROW:
             _fork_parent(control, frame, fds)
 
 
-def _fork_instance(control: socket.socket, frame: list[Any], fds: list[int], spec: bytes) -> None:
-    _, id, own_spec, setting = frame
+def _fork_instance(control: socket.socket, frame: list[Any], fds: list[int], own: FunctionSpec | None) -> None:
+    _, id, packed, setting = frame
     pid = _fork()
     if pid == 0:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         control.close()
         gc.enable()
-        instance.run(socket.socket(fileno=fds[0]), _decode_spec(own_spec or spec), setting)
+        spec = _decode_spec(packed) if packed or own is None else own
+        instance.run(socket.socket(fileno=fds[0]), spec, setting)
         os._exit(0)
     os.close(fds[0])
     _send(control, wire.body(wire.FORKED, id, pid))

@@ -82,7 +82,9 @@ class Processes:
     ) -> None:
         self.loop = loop
         self.folder = folder
-        self.shared = shared
+        self._shared = str(shared)  # as text: paths are put together at every start
+        self._objects = str(folder / "objects")
+        self._output = str(folder / "output")
         self.specs = specs
         self.report = report
         self.on_instance_frame = on_instance_frame
@@ -93,9 +95,10 @@ class Processes:
         self.instances: dict[int, Process] = {}
         self.by_pid: dict[int, Process] = {}
         self.parents: dict[int, Parent] = {}
-        self._lifelines: dict[
-            int, int
-        ] = {}  # pid -> writing end: when the last copy closes, the kernel ends what we started
+        # Every process group we start holds this open; when we are gone, the kernel ends them all.
+        self._lifeline = f"{shared}/lifeline"
+        os.mkfifo(self._lifeline, 0o600)
+        self._lifeline_fd = os.open(self._lifeline, os.O_RDWR | os.O_NONBLOCK)
         (folder / "output").mkdir(exist_ok=True)
         self.watchdog = watchdog.Watchdog(lambda: self.by_pid, self._too_many)
         self._watch()
@@ -134,10 +137,11 @@ class Processes:
     def _setting(self, spec: FunctionSpec, command: e.StartInstance, group: str) -> dict[str, Any]:
         return {
             "started": time.monotonic(),
-            "shared": str(self.shared),
-            "objects": str(self.folder / "objects"),
+            "lifeline": self._lifeline,
+            "shared": self._shared,
+            "objects": self._objects,
             "limits": self.limits.plan(group, spec.cpu_limit, spec.memory_limit_bytes),
-            "output": str(self.folder / "output" / (spec.name.replace("/", ".") + ".log")),
+            "output": f"{self._output}/{spec.name.replace('/', '.')}.log",
             "variant": _variant(command.variant),
             "asgi": spec.web is not None and spec.web.kind == "asgi",
             **self.settings(spec),
@@ -201,14 +205,13 @@ class Processes:
 
     def _spawn(self, environment: str, module: str, theirs: socket.socket) -> subprocess.Popen[bytes]:
         """A fresh interpreter, in a process group of its own that the kernel ends with the control plane."""
-        reading, writing = os.pipe()
         argv = [
             self.python(environment),
             "-P",
             "-m",
             f"nubes.drivers.local.{module}",
             str(theirs.fileno()),
-            str(reading),
+            self._lifeline,
         ]
         output = os.open(self.folder / "output" / "nubes.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         env = dict(os.environ)
@@ -218,18 +221,11 @@ class Processes:
         else:
             env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), paths]))
         try:
-            popen = subprocess.Popen(
-                argv,
-                pass_fds=(theirs.fileno(), reading), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env,
-            )  # fmt: skip
-        except OSError:
-            os.close(writing)
-            raise
+            return subprocess.Popen(
+                argv, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env
+            )
         finally:
-            os.close(reading)
             os.close(output)
-        self._lifelines[popen.pid] = writing
-        return popen
 
     def _tell(self, parent: Parent, data: bytes, sockets: list[socket.socket]) -> None:
         parent.queue.append((data, sockets))
@@ -336,7 +332,8 @@ class Processes:
 
     def _hung_up(self, process: Process) -> None:
         """The socket closed: wait a moment to learn how the process ended, then report it."""
-        if process.status is not None or (process.node and process.node not in self.parents):
+        known = process.status is not None or (process.doomed and process.popen is None)
+        if known or (process.node and process.node not in self.parents):
             self._end(process)
         else:
             self.loop.call_later(_STATUS_S if process.popen is None else GRACE_S, self._end, process)
@@ -348,7 +345,6 @@ class Processes:
         def ended() -> None:
             self.loop.remove_reader(watch)
             os.close(watch)
-            os.close(self._lifelines.pop(popen.pid))
             self._exited(popen.pid, popen.wait())
 
         self.loop.add_reader(watch, ended)
@@ -387,8 +383,7 @@ class Processes:
         for node in self.parents.values():
             self.loop.remove_reader(node.control.fileno())
             node.control.close()
-        for writing in self._lifelines.values():
-            os.close(writing)
+        os.close(self._lifeline_fd)
         self.limits.close()
 
 

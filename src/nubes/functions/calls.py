@@ -1,0 +1,126 @@
+"""Events of calls: they are submitted, answered, handed on, tried again, cancelled."""
+
+from __future__ import annotations
+
+from nubes.functions import events as e
+from nubes.functions.answers import known, leave, resolve
+from nubes.functions.deployments import pool, remove
+from nubes.functions.events import CANCELLED, FAILED, SUCCEEDED
+from nubes.functions.instances import stop
+from nubes.functions.queues import enqueue, unqueue
+from nubes.functions.serving import after_stop, arrived, freed, released, serve
+from nubes.functions.state import RETRIES, WAITS, Call, State
+
+SMOOTHING = 0.2  # weight of the newest sample in moving averages
+
+
+def submitted(c: State, event: e.Submitted, now: float) -> None:
+    f = c.functions.get(event.function + event.variant) or pool(c, event.function, event.variant)
+    if f is None:
+        c.out.append(e.Resolve(event.call, FAILED, f"No function {event.function!r} is deployed."))
+        return
+    if event.key and known(c, event):
+        return
+    if f.queued >= f.spec.max_queued:
+        full = (
+            f"The queue of {event.function!r} is full ({f.queued} calls wait); nothing was accepted, try again later."
+        )
+        c.out.append(e.Resolve(event.call, FAILED, "overloaded: " + full))
+        return
+    call = Call(event, f, now)
+    if event.key:
+        c.keys[f.name, event.key] = call.id
+    c.calls[call.id] = call
+    arrived(c, f, call, now)
+
+
+def finished(c: State, event: e.Finished, now: float) -> None:
+    instance = c.instances.get(event.instance)
+    if instance is None or instance.calls.pop(event.call, None) is None:
+        return  # its instance was given up before the answer came
+    f = instance.function
+    instance.load -= 1
+    f.last_end_s = now
+    f.exec_s += (event.exec_s - f.exec_s) * (SMOOTHING if f.exec_s else 1.0)
+    if c.queueing.limits:
+        c.queueing.finished(f, event.ok, event.exec_s, event.backpressure, now)
+    call = c.calls.get(event.call)
+    if call is None:
+        freed(c, instance, now)
+    elif event.ok and call.route:
+        freed(c, instance, now)
+        _forward(c, call, event.output, now)
+    else:
+        if event.ok:
+            resolve(c, call, SUCCEEDED, "", event.output, now)
+        elif call.attempt <= f.spec.retries.max_retries:
+            retry(c, call, now)
+        else:
+            resolve(c, call, FAILED, "", event.output, now)
+        freed(c, instance, now)
+
+
+def _forward(c: State, call: Call, output: bytes, now: float) -> None:
+    """One step of a call's route is done: its output is the input of the next."""
+    following = pool(c, call.route[0], "")
+    if following is None:
+        resolve(c, call, FAILED, f"No function {call.route[0]!r} is deployed.", b"", now)
+        return
+    call.route = call.route[1:]
+    call.hop = True
+    call.function = following
+    call.method = ""
+    call.input = output
+    call.attempt = 1
+    call.arrived_s = now
+    arrived(c, following, call, now)
+
+
+def retry(c: State, call: Call, now: float) -> None:
+    """The call is to be tried again, after a while."""
+    call.instance = RETRIES
+    delay = call.function.spec.retries.delay_s(call.attempt)
+    call.attempt += 1
+    c.out.append(e.SetTimer(now + delay, ("retry", call.id)))
+
+
+def retry_timer(c: State, id: int, now: float) -> None:
+    call = c.calls.get(id)
+    if call is not None and call.instance == RETRIES:
+        enqueue(c, call.function, call)
+        serve(c, call.function, now)
+
+
+def cancelled(c: State, event: e.Cancelled, now: float) -> None:
+    if event.call in c.aliases:
+        leave(c, event.call)
+    elif event.call in c.calls:
+        _withdraw(c, [c.calls[event.call]], event.terminate, now)
+
+
+def client_gone(c: State, event: e.ClientGone, now: float) -> None:
+    mine = [call for call in c.calls.values() if call.owner == event.owner and not call.keep and not call.also]
+    _withdraw(c, mine, False, now)
+    for app in event.apps:
+        remove(c, app, now)
+    released(c, now)
+
+
+def _withdraw(c: State, calls: list[Call], terminate: bool, now: float) -> None:
+    """Ends calls that nobody wants any more, wherever they are."""
+    functions = {call.function.name: call.function for call in calls}
+    waiting = {call.id for call in calls if call.instance == WAITS}
+    for f in functions.values():
+        unqueue(f, waiting)
+    for call in calls:
+        resolve(c, call, CANCELLED, "The call was cancelled.", b"", now)
+    for call in calls:
+        instance = c.instances.get(call.instance)
+        if instance is None:
+            continue
+        if instance.load == 1 or terminate or call.function.room == 1:
+            stop(c, instance, "its call was cancelled", now, kill=True)
+        else:
+            c.out.append(e.Interrupt(instance.id, call.id))
+    for f in functions.values():
+        after_stop(c, f, now)

@@ -1,0 +1,74 @@
+"""What changes for all functions at once: policies, capacity, and the control plane itself, which comes back."""
+
+from __future__ import annotations
+
+from math import inf
+
+from nubes.functions import events as e
+from nubes.functions.answers import disconnect
+from nubes.functions.deployments import keep_alive_of, pools, remove, set_due, stand_ready, start_ticking
+from nubes.functions.instances import drop, fall_idle
+from nubes.functions.queues import enqueue, refill, waiting
+from nubes.functions.seams import KeepAlive
+from nubes.functions.serving import ensure, line_up, released
+from nubes.functions.state import Function, State
+
+
+def policy_set(c: State, event: e.PolicySet, now: float) -> None:
+    if event.seam == "keep-alive" and event.function:
+        c._make("keep-alive", event.policy)  # one that cannot be made changes nothing
+        c.chosen[event.function] = event.policy
+        for f in pools(c, event.function):
+            _switch(c, f, keep_alive_of(c, f.spec), now)
+    elif event.seam == "keep-alive":
+        before, c.keep_alives[""] = c.keep_alives[""], c._make("keep-alive", event.policy)
+        for f in c.functions.values():
+            if f.keep_alive is before:
+                _switch(c, f, c.keep_alives[""], now)
+    elif event.seam == "queueing":
+        c.queueing = c._make("queueing", event.policy)
+        for f in c.functions.values():
+            refill(c, f, sorted(waiting(f), key=lambda call: call.arrived_s))
+        line_up(c, now)
+        start_ticking(c, now)
+    elif event.seam == "cold-start":
+        c.tree.policy = c._make("cold-start", event.policy)
+    released(c, now)
+
+
+def _switch(c: State, f: Function, policy: KeepAlive, now: float) -> None:
+    """Another keep-alive policy decides over `f`, over instances that are idle already too."""
+    f.keep_alive = policy
+    for instance in [i for i in f.instances.values() if i.ready and not i.load]:
+        fall_idle(c, instance, now)
+
+
+def capacity_set(c: State, event: e.CapacitySet, now: float) -> None:
+    c.cpu, c.memory_bytes = event.cpu, event.memory_bytes
+    c.tree.budget_bytes = event.memory_bytes * c.tree_share
+    c.tree.trim(now, c.out)
+    released(c, now)
+    for f in c.functions.values():
+        ensure(c, f, now)
+
+
+def restarted(c: State, event: e.Restarted, now: float) -> None:
+    """Durable calls start over, whatever state they were in; schedules and ticks go on."""
+    c.tree.clear()
+    for instance in list(c.instances.values()):
+        drop(c, instance, now)
+    disconnect(c)
+    for app in [name for name, (_, _, ephemeral) in c.apps.items() if ephemeral]:
+        remove(c, app, now)
+    for f in c.functions.values():
+        refill(c, f, [])
+        f.failures, f.held_s = 0, inf
+    for call in c.calls.values():
+        enqueue(c, call.function, call)
+    line_up(c, now)
+    released(c, now)
+    for spec in c.specs.values():
+        stand_ready(c, spec, now)
+    for name, at in c.due.items():
+        set_due(c, name, max(now, at))
+    start_ticking(c, now)

@@ -1,0 +1,142 @@
+"""Apps are deployed, replaced and removed; what they want ahead of the first call gets ready."""
+
+from __future__ import annotations
+
+from math import inf
+
+from nubes.functions import calendar
+from nubes.functions import events as e
+from nubes.functions.answers import resolve
+from nubes.functions.events import CANCELLED
+from nubes.functions.instances import stop
+from nubes.functions.queues import refill
+from nubes.functions.seams import KeepAlive
+from nubes.functions.serving import ensure, released, serve
+from nubes.functions.spec import FunctionSpec
+from nubes.functions.state import Function, State
+from nubes.kernel.errors import UsageError
+from nubes.kernel.policy import make
+
+
+def app(function: str) -> str:
+    """The app that a function is of."""
+    return function.partition("/")[0]
+
+
+def pool(c: State, name: str, variant: str) -> Function | None:
+    """The instances of a function, or of one parameterisation of a class; None if no such function is deployed."""
+    f = c.functions.get(name + variant)
+    spec = c.specs.get(name)
+    if f is None and spec is not None:
+        f = Function(name + variant, spec, variant, c.apps[app(name)][0], keep_alive_of(c, spec))
+        refill(c, f, [])
+        c.functions[f.name] = f
+    return f
+
+
+def pools(c: State, name: str) -> list[Function]:
+    """The function of that name, or every parameterisation of the class."""
+    return [f for f in c.functions.values() if f.spec.name == name]
+
+
+def keep_alive_of(c: State, spec: FunctionSpec) -> KeepAlive:
+    """What a function was switched to, or else declared with. Functions with policies of one text share one policy."""
+    text = c.chosen.get(spec.name, spec.keep_alive)
+    if text not in c.keep_alives:
+        c.keep_alives[text] = c._make("keep-alive", text)
+    return c.keep_alives[text]
+
+
+def verify(spec: FunctionSpec) -> None:
+    """Raises `UsageError` on what no cloud could carry out: to be asked before a deployment is logged."""
+    make("keep-alive", spec.keep_alive or None)
+    if spec.schedule is not None:
+        calendar.next_time(spec.schedule, 0.0)
+    if spec.concurrency < 1 or (spec.batching is not None and spec.batching.max_batch_size < 1):
+        raise UsageError(f"An instance of {spec.name!r} would never take a call.", "Let it take at least 1 at once.")
+    if not (0 <= spec.cpu < inf and spec.memory_bytes >= 0 and spec.timeout_s > 0 and spec.startup_timeout_s > 0):
+        raise UsageError(f"{spec.name!r} has a negative size or no time.", "Give it CPU, memory and time to run.")
+
+
+def deployed(c: State, event: e.Deployed, now: float) -> None:
+    names = tuple(spec.name for spec in event.functions)
+    _, before, _ = c.apps.get(event.app, (0, (), False))
+    c.apps[event.app] = (event.version, names, event.ephemeral)
+    _remove_functions(c, [name for name in before if name not in names], now)
+    for spec in event.functions:
+        c.specs[spec.name] = spec
+        for f in pools(c, spec.name):
+            _replace(c, f, spec, event.version, now)
+        c.tree.drop(spec.name, now, c.out)
+        for f in pools(c, spec.name):
+            if f.queued:
+                serve(c, f, now)
+        stand_ready(c, spec, now)
+        c.due.pop(spec.name, None)
+        if spec.schedule is not None:
+            set_due(c, spec.name, calendar.next_time(spec.schedule, now))
+    if not c.ticks:
+        start_ticking(c, now)
+    released(c, now)
+
+
+def _replace(c: State, f: Function, spec: FunctionSpec, version: int, now: float) -> None:
+    """A new version: idle instances go at once, busy ones after their calls, waiting calls get new instances."""
+    for instance in [i for i in f.instances.values() if not i.load]:
+        stop(c, instance, "a newer version is deployed", now)
+    memory_bytes, cpu = f.spec.memory_bytes, f.cpu
+    f.become(spec, version, keep_alive_of(c, spec))
+    f.failures = 0
+    for instance in f.instances.values():  # what they hold is accounted at the new size from here on
+        c.memory_used += spec.memory_bytes - memory_bytes
+        c.cpu_used += f.cpu - cpu
+        f.open.pop(instance.id, None)
+
+
+def stand_ready(c: State, spec: FunctionSpec, now: float) -> None:
+    """What is to be there before the first call."""
+    if spec.kind == "function" or spec.min_instances:
+        f = pool(c, spec.name, "")
+        assert f is not None
+        c.tree.prepare(f, now, c.out)
+    for f in pools(c, spec.name):
+        ensure(c, f, now)
+
+
+def removed(c: State, event: e.Removed, now: float) -> None:
+    remove(c, event.app, now)
+    released(c, now)
+
+
+def remove(c: State, name: str, now: float) -> None:
+    """An app and everything of it goes away."""
+    if name in c.apps:
+        _, names, _ = c.apps.pop(name)
+        _remove_functions(c, list(names), now)
+
+
+def _remove_functions(c: State, names: list[str], now: float) -> None:
+    for name in names:
+        for table in (c.specs, c.chosen, c.due):
+            table.pop(name, None)
+        for f in pools(c, name):
+            del c.functions[f.name]
+            for call in [call for call in c.calls.values() if call.function is f]:
+                resolve(c, call, CANCELLED, f"{name!r} was stopped.", b"", now)
+            for instance in list(f.instances.values()):
+                stop(c, instance, "its app was stopped", now)
+        c.tree.drop(name, now, c.out)
+
+
+def set_due(c: State, name: str, at: float) -> None:
+    """The clock calls function `name` at that time."""
+    c.due[name] = at
+    version = c.apps[app(name)][0]
+    c.out.append(e.SetTimer(at, (f"schedule/{version}", name)))
+
+
+def start_ticking(c: State, now: float) -> None:
+    """The queueing policy's ticks begin, and those of the policy before it end."""
+    c.ticks += 1
+    if c.queueing.tick_s > 0.0:
+        c.out.append(e.SetTimer(now + c.queueing.tick_s, ("tick", c.ticks)))

@@ -1,0 +1,153 @@
+"""Instances start where there is room, fall idle, and stop; what they hold of CPU and memory is accounted here."""
+
+from __future__ import annotations
+
+from heapq import heappush
+from math import inf
+
+from nubes.functions.answers import resolve
+from nubes.functions.events import FAILED, SetTimer, StopInstance
+from nubes.functions.queues import enqueue
+from nubes.functions.state import Function, Instance, State
+
+LOSSES = 2  # instances that may be lost under a durable call before it gets an error
+SHORT = (inf, inf, inf)  # the place in the line of one that waits for instances ahead of calls: behind all calls
+
+
+def fits(c: State, f: Function) -> bool:
+    """Whether one instance of `f` would fit if it were alone."""
+    return f.cpu <= c.cpu and f.spec.memory_bytes <= c.memory_bytes
+
+
+def start(c: State, f: Function, count: int, now: float, ahead: bool = False) -> int:
+    """Starts up to `count` instances, `ahead` of calls or for them, as far as there is room; returns how many."""
+    spec = f.spec
+    started = 0
+    while started < count:
+        if spec.max_instances and len(f.instances) >= spec.max_instances:
+            break
+        if c.cpu_used + f.cpu > c.cpu or not _make_room(c, f, ahead, now):
+            break
+        c.instance_ids += 1
+        instance = Instance(c.instance_ids, f, now)
+        c.instances[instance.id] = f.instances[instance.id] = instance
+        f.starting += 1
+        f.last_start_s = now
+        c.cpu_used += f.cpu
+        c.memory_used += spec.memory_bytes
+        wake(c, instance, now + spec.startup_timeout_s)
+        c.tree.start(instance, now, c.out)
+        started += 1
+    return started
+
+
+def _make_room(c: State, f: Function, ahead: bool, now: float) -> bool:
+    """Evicts idle instances, the least worth first, until one of `f` fits. False if it cannot.
+
+    What functions asked to have ahead of calls goes last, and only for a call; it comes back when there is room.
+    """
+    need = c.memory_used + f.spec.memory_bytes - c.memory_bytes
+    policy = c.keep_alives[""]
+    while need > 0:
+        # Of one function's idle instances the longest unused goes first: those are the candidates.
+        others = (g for g in c.functions.values() if g.idle and g is not f)
+        oldest = [next(i for i in g.open.values() if not i.load) for g in others]
+        spare = [i for i in oldest if len(i.function.instances) > wanted(i.function)]
+        idle = spare or ([] if ahead else oldest)
+        if not idle:
+            return False
+        priority, _, victim = min((policy.priority(i, now), i.id, i) for i in idle)
+        policy.evicted(victim, priority)
+        need -= victim.function.spec.memory_bytes
+        stop(c, victim, "memory was needed", now)
+        if not spare:
+            wait_short(c, victim.function)
+    return True
+
+
+def wanted(f: Function) -> int:
+    """How many instances `f` asked to have ahead of its calls."""
+    want = f.spec.min_instances
+    if f.busy and f.spec.buffer_instances:
+        want = max(want, f.busy + f.spec.buffer_instances)
+    return min(want, f.spec.max_instances) if f.spec.max_instances else want
+
+
+def wait_short(c: State, f: Function) -> None:
+    """`f` gets the instances that it asked to have once all calls have theirs and there is room."""
+    if not f.short:
+        f.short = True
+        c.sequence += 1
+        heappush(c.blocked, (SHORT, c.sequence, f))
+
+
+def wake(c: State, instance: Instance, at: float) -> None:
+    """Sets the one timer that an instance has."""
+    instance.wake_s = at
+    c.out.append(SetTimer(at, ("instance", instance.id)))
+
+
+def fall_idle(c: State, instance: Instance, now: float) -> None:
+    """Asks the keep-alive policy what becomes of an instance without calls."""
+    f = instance.function
+    window = f.keep_alive.window(f, now)
+    keep_s = window.keep_s
+    if window.prewarm_s > 0.0 and instance.uses:
+        if len(f.instances) > wanted(f):
+            c.out.append(SetTimer(now + window.prewarm_s, (f"prewarm/{f.prewarm}", f.name)))
+            stop(c, instance, "its function is not expected soon", now)
+            return
+        keep_s = 0.0
+    instance.expire_s = now + keep_s
+    if instance.expire_s < instance.wake_s:
+        wake(c, instance, instance.expire_s)
+
+
+def stop(c: State, instance: Instance, reason: str, now: float, kill: bool = False) -> None:
+    """Takes an instance out of the state and has its process ended; calls it still runs go back to the queue."""
+    if instance.stopping:
+        return
+    drop(c, instance, now)
+    c.out.append(StopInstance(instance.id, reason, kill))
+    requeue(c, instance, reason, now, counts=False)
+
+
+def drop(c: State, instance: Instance, now: float) -> None:
+    """Takes an instance out of the state, but not its calls."""
+    f = instance.function
+    instance.stopping = True
+    del c.instances[instance.id]
+    del f.instances[instance.id]
+    f.open.pop(instance.id, None)
+    c.memory_used -= f.spec.memory_bytes
+    if not instance.ready:
+        f.starting -= 1
+        c.cpu_used -= f.cpu
+    elif instance.load:
+        f.busy -= 1
+        c.cpu_used -= f.cpu
+    else:
+        f.idle -= 1
+    if c.queueing.limits:
+        for started in instance.calls.values():
+            c.queueing.finished(f, False, now - started, "", now)
+
+
+def requeue(c: State, instance: Instance, reason: str, now: float, counts: bool = True) -> None:
+    """What becomes of the calls of an instance that is gone; `counts`: as an attempt of those that had begun."""
+    calls = [c.calls[id] for id in instance.calls if id in c.calls and c.calls[id].instance == instance.id]
+    instance.calls.clear()
+    for call in reversed(calls):
+        began = counts and (call is calls[0] or not one_by_one(instance.function))
+        retries = call.function.spec.retries.max_retries
+        call.losses += began
+        if call.losses > (max(LOSSES, retries) if call.keep else retries):
+            resolve(c, call, FAILED, f"The instance that ran the call was lost: {reason}.", b"", now)
+        else:
+            call.attempt += began
+            enqueue(c, call.function, call, front=True)
+
+
+def one_by_one(f: Function) -> bool:
+    """Whether an instance's calls run one after the other, in the order in which it got them."""
+    return f.room == 1 and f.spec.batching is None

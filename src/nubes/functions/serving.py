@@ -1,0 +1,227 @@
+"""Calls and instances find each other: at once, when an instance comes free, or when a new one is ready."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from math import inf
+
+from nubes.functions.answers import resolve
+from nubes.functions.events import COLD, DELAYED, FAILED, WARM, Dispatch, SetTimer
+from nubes.functions.instances import SHORT, fall_idle, fits, start, stop, wait_short, wake, wanted
+from nubes.functions.queues import enqueue, head, take
+from nubes.functions.state import Call, Function, Instance, State
+from nubes.kernel.units import show_bytes
+
+START_FAILURES = 3  # starts in a row that may die before the calls that wait get an error
+MOST_AHEAD = 16  # calls that an instance may be handed at once, to run one after the other
+
+
+def arrived(c: State, f: Function, call: Call, now: float) -> None:
+    """A call comes to `f`: a free instance takes it, or it waits."""
+    f.keep_alive.arrived(f, now)
+    f.arrivals += 1
+    f.last_arrival_s = now
+    f.prewarm += 1
+    if f.open and not f.queued and f.spec.batching is None and not c.queueing.limits and not c.blocked:
+        instance = next(reversed(f.open.values()))
+        if instance.load or c.cpu_used + f.cpu <= c.cpu:
+            dispatch(c, instance, (call,), WARM, now)
+            return
+    enqueue(c, f, call)
+    serve(c, f, now)
+
+
+def serve(c: State, f: Function, now: float) -> None:
+    """Gives waiting calls the instances that are open, then asks the policy how many more to start."""
+    spec, queueing = f.spec, c.queueing
+    while f.queued and f.open:
+        first = head(f)
+        instance = next(reversed(f.open.values()))
+        if not instance.load and c.cpu_used + f.cpu > c.cpu:
+            block(c, f, now)
+            return
+        if queueing.limits and not _admitted(c, f, now):
+            return
+        if spec.batching is None:
+            calls: tuple[Call, ...] = _batch(f, _ahead(c, f)) if f.queued > 1 else (take(f),)
+        else:
+            size = spec.batching.max_batch_size
+            ripe = first.arrived_s + spec.batching.wait_s
+            if f.queued < size and now < ripe:
+                _hold(c, f, ripe)
+                return
+            calls = _batch(f, size)
+        new = not instance.uses and first.arrived_s <= f.last_start_s
+        dispatch(c, instance, calls, WARM if first.arrived_s == now else COLD if new else DELAYED, now)
+    if not f.queued:
+        return
+    if queueing.limits and not _admitted(c, f, now):
+        return
+    count = f.keep_alive.start(f, now)
+    if queueing.limits:  # calls that are held need no instance yet
+        count = min(count, queueing.allowance(f, now))
+    if count <= 0 and not f.instances:
+        count = 1
+    if count <= 0 or (spec.max_instances and len(f.instances) >= spec.max_instances):
+        return
+    if not start(c, f, count, now) and not f.starting:
+        block(c, f, now)
+
+
+def _batch(f: Function, size: int) -> tuple[Call, ...]:
+    """Up to `size` waiting calls that can run as one: of one method, and with inputs of one kind."""
+    first = take(f)
+    taken = [first]
+    while f.queued and len(taken) < size:
+        following = head(f)
+        if following.method != first.method or following.hop != first.hop:
+            break
+        taken.append(take(f))
+    return tuple(taken)
+
+
+def _ahead(c: State, f: Function) -> int:
+    """How many waiting calls an instance gets at once, to run one after the other: more than one if they are tiny."""
+    if f.room > 1 or f.spec.single_use or c.queueing.limits or not f.exec_s:
+        return 1
+    share = f.queued // (f.busy + f.idle)
+    return max(1, min(share, MOST_AHEAD, int(c.queueing.ahead_s / f.exec_s)))
+
+
+def _admitted(c: State, f: Function, now: float) -> bool:
+    at = c.queueing.admit(f, now)
+    if at > now and at != inf:
+        _hold(c, f, at)
+    return at <= now
+
+
+def _hold(c: State, f: Function, at: float) -> None:
+    if at < f.held_s:
+        f.held_s = at
+        c.out.append(SetTimer(at, ("serve", f.name)))
+
+
+def dispatch(c: State, instance: Instance, calls: tuple[Call, ...], how: int, now: float) -> None:
+    """Hands calls to an instance that is open."""
+    f, id = instance.function, instance.id
+    spec, count = f.spec, len(calls)
+    if not instance.load:
+        f.idle -= 1
+        f.busy += 1
+        c.cpu_used += f.cpu
+    first = calls[0]
+    for call in calls:
+        call.instance = id
+        call.started_s = now
+        instance.calls[call.id] = now
+    instance.load += count
+    if instance.load >= f.room:
+        del f.open[id]
+    instance.uses += count
+    instance.last_used_s = now
+    deadline = now + spec.timeout_s
+    instance.expire_s = inf
+    if deadline < instance.wake_s:
+        wake(c, instance, deadline)
+    f.keep_alive.dispatched(instance, how, now - first.arrived_s, now)
+    if c.queueing.limits:
+        for _ in calls:
+            c.queueing.issued(f, now)
+    batch = spec.batching is not None
+    if count == 1:
+        inputs: tuple[bytes, ...] = (first.input,) if first.keep else ()
+        c.out.append(Dispatch(id, (first.id,), how, first.method, first.hop, inputs, batch))
+    else:
+        ids = tuple(call.id for call in calls)
+        inputs = tuple(call.input for call in calls) if any(call.keep for call in calls) else ()
+        c.out.append(Dispatch(id, ids, how, first.method, first.hop, inputs, batch))
+    if spec.buffer_instances:
+        ensure(c, f, now)
+
+
+def freed(c: State, instance: Instance, now: float) -> None:
+    """An instance has room: the next call, or its keep-alive window."""
+    f, spec = instance.function, instance.function.spec
+    if not instance.load and instance.uses:
+        f.busy -= 1
+        f.idle += 1
+        c.cpu_used -= f.cpu
+        if spec.single_use or instance.version != f.version:
+            stop(c, instance, "it was for one call" if spec.single_use else "a newer version is deployed", now)
+            after_stop(c, f, now)
+            return
+    if instance.id not in f.open and instance.load < f.room and instance.version == f.version:
+        f.open[instance.id] = instance
+    if f.queued:
+        if c.blocked and instance.uses:  # a new instance is for the calls it was started for
+            block(c, f, now)
+        else:
+            serve(c, f, now)
+    if c.blocked:
+        released(c, now)
+    if not instance.load and not instance.stopping:
+        fall_idle(c, instance, now)
+
+
+def after_stop(c: State, f: Function, now: float) -> None:
+    """An instance of `f` is gone: its calls, those that it was to be ahead of, and others that wait for room."""
+    if f.queued:
+        serve(c, f, now)
+    ensure(c, f, now)
+    released(c, now)
+
+
+def ensure(c: State, f: Function, now: float) -> None:
+    """Keeps the instances that the function asked to have ahead of its calls."""
+    missing = wanted(f) - len(f.instances)
+    if missing <= 0 or f.failures >= START_FAILURES or not fits(c, f):
+        return
+    if start(c, f, missing, now, ahead=True) < missing:
+        wait_short(c, f)
+
+
+def block(c: State, f: Function, now: float) -> None:
+    """The calls of `f` wait until CPU or memory comes free; if there will never be enough, they get to know."""
+    if not fits(c, f):
+        needs = f"{f.spec.cpu:g} CPU and {show_bytes(f.spec.memory_bytes)} of memory"
+        all_there_is = f"{c.cpu:g} CPU and {show_bytes(c.memory_bytes)}"
+        fail_waiting(c, f, f"{f.spec.name!r} needs {needs}, but all there is are {all_there_is}.", b"", now)
+    elif not f.blocked:
+        f.blocked = True
+        c.sequence += 1
+        heappush(c.blocked, (c.queueing.order(f, head(f)), c.sequence, f))
+
+
+def released(c: State, now: float) -> None:
+    """Something came free: the waiting functions in the queueing policy's order, until one does not fit."""
+    while c.blocked:
+        order, _, f = heappop(c.blocked)
+        ahead = order == SHORT
+        if ahead:
+            f.short = False
+        else:
+            f.blocked = False
+        if c.functions.get(f.name) is not f:
+            continue
+        if ahead:
+            ensure(c, f, now)
+        elif f.queued:
+            serve(c, f, now)
+        if f.short if ahead else f.blocked:
+            return
+
+
+def line_up(c: State, now: float) -> None:
+    """All functions with calls that wait, or instances to have, wait for room, in the queueing policy's order."""
+    c.blocked.clear()
+    for f in c.functions.values():
+        f.blocked = f.short = False
+        if f.queued:
+            block(c, f, now)
+        wait_short(c, f)
+
+
+def fail_waiting(c: State, f: Function, reason: str, error: bytes, now: float) -> None:
+    """No instance of `f` can be had: the calls that wait for one get to know why."""
+    while f.queued:
+        resolve(c, take(f), FAILED, reason, error, now)
