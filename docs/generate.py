@@ -15,7 +15,7 @@ import typer.main
 
 from nubes import config
 from nubes.cli.commands import app
-from nubes.kernel.policy import SEAMS, policies
+from nubes.kernel.policy import SEAMS, load, policies
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", *sorted(HERE.glob("*.md")))
@@ -29,19 +29,31 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def policy_tables() -> str:
     """A section for each seam: what it decides, its default, and its policies."""
     parts = []
+    load()
     for name, seam in sorted(SEAMS.items()):
+        if not seam.base.__module__.startswith("nubes."):
+            continue
         rows = [
             (f"`{cls.name}`", about(cls), f"*{cls.paper.title}* ({cls.paper.venue})" if cls.paper else "")
             for cls in policies(name)
             if cls.__module__.startswith("nubes.")
         ]
-        parts += [f"## {name}", f"{about(seam.base)} Default: `{seam.default}`.", table(("Policy", "What it does", "Paper"), rows)]
+        parts += [
+            f"## {name}",
+            f"{about(seam.base)} Default: `{seam.default}`.",
+            table(("Policy", "What it does", "Paper"), rows),
+        ]
     return "\n\n".join(parts)
 
 
 def setting_table() -> str:
     rows = (
-        (f"`{s.name}`", f"`{s.variable}`", f"`{s.default}`" if s.default not in ("", 0.0) and s.name != "data" else "", s.about)
+        (
+            f"`{s.name}`",
+            f"`{s.variable}`",
+            f"`{s.default}`" if s.default not in ("", 0.0) and s.name != "data" else "",
+            s.about,
+        )
         for s in config.SETTINGS
     )
     return table(("Setting", "Variable", "Default", "What it is"), rows)
@@ -72,7 +84,12 @@ def about(thing: object) -> str:
     return (thing.__doc__ or "").strip().partition("\n")[0]
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"policies": policy_tables, "settings": setting_table, "commands": command_table, "replay": replay_output}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "policies": policy_tables,
+    "settings": setting_table,
+    "commands": command_table,
+    "replay": replay_output,
+}
 
 
 def generated(text: str) -> str:
@@ -85,7 +102,6 @@ def generated(text: str) -> str:
 
 
 def main() -> None:
-    list(policies())  # so that every seam is open
     for page in PAGES:
         before = page.read_text()
         after = generated(before)

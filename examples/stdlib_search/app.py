@@ -55,7 +55,7 @@ def partition_of(word: str) -> int:
     return zlib.crc32(word.encode()) % PARTITIONS  # the same in every process, which hash() is not
 
 
-# -- map: a file in, its definitions out ---------------------------------------------------------------------------------
+# -- map: a file in, its definitions out -----------------------------------------------------------------------------
 
 
 @app.function()
@@ -76,13 +76,13 @@ def definitions(node: ast.AST, scope: str) -> Iterator[Definition]:
             name = f"{scope}.{child.name}"
             doc = ast.get_docstring(child) or ""
             words = Counter(words_of(doc))
-            words.update({word: 10 for word in words_of(child.name)})  # a name says more than a docstring
-            words.update({word: 5 for word in words_of(scope)})
+            words.update(dict.fromkeys(words_of(child.name), 10))  # a name says more than a docstring
+            words.update(dict.fromkeys(words_of(scope), 5))
             yield Definition(name, child.lineno, doc.partition("\n")[0], dict(words))
             yield from definitions(child, name)
 
 
-# -- shuffle: every word goes to the one partition that is its own -------------------------------------------------------
+# -- shuffle: every word goes to the one partition that is its own ---------------------------------------------------
 
 
 @app.function()
@@ -110,7 +110,7 @@ def reduce(number: int) -> int:
     return len(words)
 
 
-# -- serve: a class whose instances load the index, each partition when it is first asked for ----------------------------
+# -- serve: a class whose instances load the index, each partition when it is first asked for ------------------------
 
 
 @app.cls(memory="256MiB")
@@ -125,7 +125,7 @@ class Search:
     @nubes.fastapi_endpoint()
     def search(self, q: str, limit: int = 5) -> list[dict[str, Any]]:
         """The definitions that fit best: those that say most of the rarest words."""
-        scores: Counter[str] = Counter()
+        scores: defaultdict[str, float] = defaultdict(float)
         for word in set(words_of(q)):
             weights = self.weights(word)
             for name, weight in weights.items():
@@ -141,7 +141,7 @@ class Search:
         return self.partitions[number].get(word, {})
 
 
-# -- all of it -----------------------------------------------------------------------------------------------------------
+# -- all of it -------------------------------------------------------------------------------------------------------
 
 
 def build(files: Iterable[str]) -> Iterator[tuple[str, int]]:

@@ -1,7 +1,7 @@
 """nubes from end to end, in about a minute: `make demo`.
 
-Starts a cloud, runs the job in `app.py` on it, asks the result over HTTP, shows what ran cold and warm, then replays the
-recorded run under three policies. Everything lives in a temporary folder, and is gone at the end.
+Starts a cloud, runs the job in `app.py` on it, asks the result over HTTP, shows what ran cold and warm, then replays
+the recorded run under three policies. Everything lives in a temporary folder, and is gone at the end.
 """
 
 from __future__ import annotations
@@ -28,13 +28,20 @@ from nubes.replay.report import METRICS
 from nubes.workloads.recording import load_recording
 
 APP = Path(__file__).with_name("app.py")
-QUERIES = ("parse json", "walk directory tree", "open http connection", "split shell command", "compress bytes", "temporary file")
+QUERIES = (
+    "parse json",
+    "walk directory tree",
+    "open http connection",
+    "split shell command",
+    "compress bytes",
+    "temporary file",
+)
 ROUNDS, PAUSE_S = 4, 3.0
 LIVE = "cidre(foresee=true)"  # what decides on keep-alive where nobody says otherwise
 POLICIES = (LIVE, "fixed-window(keep=1s)", "hybrid-histogram")
 SAVED = {"cold_share": "of the cold starts", "p95": "of the p95 latency", "dollars": "of the cost"}
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
 
 def main() -> None:
@@ -63,7 +70,9 @@ def main() -> None:
 
 def nubes(*words: str) -> dict[str, Any]:
     """Runs a command of nubes and returns what it says."""
-    done = subprocess.run([sys.executable, "-m", "nubes.cli.main", *words, "--json"], stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "nubes.cli.main", *words, "--json"], stdout=subprocess.PIPE, check=True
+    )
     said: dict[str, Any] = json.loads(done.stdout)
     return said
 
@@ -83,7 +92,9 @@ def work() -> None:
             progress.start_task(tasks[stage])
             progress.advance(tasks[stage])
             counted[stage] += count
-    console.print(f"{len(files):,} files, {counted['parse']:,} definitions, {counted['reduce']:,} words to find them by.")
+    console.print(
+        f"{len(files):,} files, {counted['parse']:,} definitions, {counted['reduce']:,} words to find them by."
+    )
 
 
 def ask(url: str) -> None:
@@ -92,7 +103,9 @@ def ask(url: str) -> None:
     for nth in range(ROUNDS):
         for query in QUERIES:
             begun = time.monotonic()
-            with urllib.request.urlopen(f"{url}?{urllib.parse.urlencode({'q': query, 'limit': 1})}", timeout=60) as answer:
+            with urllib.request.urlopen(
+                f"{url}?{urllib.parse.urlencode({'q': query, 'limit': 1})}", timeout=60
+            ) as answer:
                 found = json.load(answer)
             if nth == 0:
                 took = show_seconds(time.monotonic() - begun)

@@ -23,7 +23,41 @@ _WHERE = {
 }
 _NAMES = {name: module for module, names in _WHERE.items() for name in names.split()}
 
-__all__ = [*sorted(_NAMES), "__version__"]
+__all__ = [  # written out, so that type checkers can read it
+    "App",
+    "CallCancelled",
+    "CallFailed",
+    "CallTimeout",
+    "Cls",
+    "Cron",
+    "Dict",
+    "Function",
+    "FunctionCall",
+    "Image",
+    "InstanceDied",
+    "NotFound",
+    "NubesError",
+    "Overloaded",
+    "Period",
+    "Queue",
+    "RemoteError",
+    "Retries",
+    "Secret",
+    "Unavailable",
+    "UsageError",
+    "Volume",
+    "__version__",
+    "asgi_app",
+    "batched",
+    "concurrent",
+    "enter",
+    "exit",
+    "fastapi_endpoint",
+    "is_local",
+    "method",
+    "parameter",
+    "web_endpoint",
+]
 
 if TYPE_CHECKING:
     from nubes.api.calls import Cls, Function, FunctionCall

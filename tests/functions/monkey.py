@@ -30,6 +30,7 @@ from nubes.functions.seams import (
     Window,
 )
 from nubes.functions.spec import Batching, FunctionSpec, Retries, Schedule
+from nubes.functions.state import RETRIES
 from nubes.kernel import policy as registry
 from nubes.kernel.message import Codec
 from nubes.kernel.policy import decision, policies, policy
@@ -433,6 +434,11 @@ class Monkey:
         known = set(self.c.calls) | set(self.c.aliases)
         if lost := [id for id in self.calls if id not in known and not self.absorbed(id)]:
             problems.append(f"calls {lost} are neither answered nor known")
+        pending = {(at, key) for at, _, key in self.timers}
+        problems += [f"nobody will fire {key} at {at}" for at, key in self.timers_wanted() if (at, key) not in pending]
+        retries = {key[1] for _, _, key in self.timers if key[0] == "retry"}
+        if forgotten := [c.id for c in self.c.calls.values() if c.instance == RETRIES and c.id not in retries]:
+            problems.append(f"calls {forgotten} are never tried again")
         if self.chosen["queueing"] == "monkey-limits" and not self.switched:
             running = self.c.queueing.running
             for f in self.c.functions.values():
@@ -440,6 +446,17 @@ class Monkey:
                     problems.append(f"{f.name}: the queueing policy thinks that {running.get(f.name, 0)} calls run")
         if problems:
             raise Failure(self.story("; ".join(problems)))
+
+    def timers_wanted(self) -> Iterator[tuple[float, tuple[str, str | int]]]:
+        """The timers that the controller relies on."""
+        for instance in self.c.instances.values():
+            if instance.wake_s < inf:
+                yield instance.wake_s, ("instance", instance.id)
+        for f in self.c.functions.values():
+            if f.held_s < inf:
+                yield f.held_s, ("serve", f.name)
+        for name, at in self.c.due.items():
+            yield at, (f"schedule/{self.c.apps[name.partition('/')[0]][0]}", name)
 
     def absorbed(self, id: int) -> bool:
         return id == self.last and bool(self.calls[id].key) and self.calls[id].keep

@@ -10,7 +10,7 @@ from nubes.functions import answers, serving
 from nubes.functions import events as e
 from nubes.functions.deployments import verify
 from nubes.functions.events import CANCELLED, COLD, DELAYED, FAILED, PENDING, RUNNING, SUCCEEDED, TIMED_OUT, WARM
-from nubes.functions.seams import Window
+from nubes.functions.seams import CallView, FunctionView, InstanceView, KeepAlive, Queueing, Window
 from nubes.functions.spec import Batching, FunctionSpec, Retries, Schedule
 from nubes.kernel.errors import NubesError
 
@@ -25,6 +25,7 @@ def test_cold_then_delayed_then_warm() -> None:
     (start,) = d.of(e.StartInstance)
     assert (start.function, start.node) == ("a/f", 0)
     d.ready(after=0.5)
+    assert d.c.instances[start.instance].ready_s == 0.5
     assert d.of(e.Dispatch) == [e.Dispatch(start.instance, (first,), COLD)]
     second = d.call("f", 0.1)
     assert d.last == []
@@ -278,8 +279,12 @@ def test_an_ephemeral_app_goes_with_its_client() -> None:
     d = Desk()
     d.deploy(spec(min_instances=1), ephemeral=True)
     d.ready()
+    d.deploy(FunctionSpec(name="b/waits", memory_bytes=3 * GIB), app="b")
     call = d.call("f", owner=5, keep=True)
+    d(e.CapacitySet(8.0, 3 * GIB))
+    d(e.Submitted(99, "b/waits"))
     d(e.ClientGone(5, ("a",)))
+    assert [s.function for s in d.of(e.StartInstance)] == ["b/waits"]
     assert d.status(call) == CANCELLED
     assert len(d.of(e.StopInstance)) == 1
     assert d.status(d.call("f")) == FAILED
@@ -394,6 +399,22 @@ def test_a_route_back_to_the_same_function() -> None:
     assert d.status(call) == RUNNING
     d.done(call)
     assert d.status(call) == SUCCEEDED
+
+
+def test_every_step_of_a_route_has_its_own_tries_method_and_time() -> None:
+    retries = Retries(1, 1.0, 0.0)
+    d = Desk(spec("f", kind="class", retries=retries), spec("g", retries=retries, min_instances=1))
+    d.ready()
+    call = d.call("f", method="m", route=("a/g",))
+    d.ready(after=1.0)
+    d.done(call, ok=False)
+    d.timer("retry", call)
+    d.done(call, 5.0)
+    assert [(c.method, c.how) for c in d.of(e.Dispatch)] == [("", WARM)]
+    d.done(call, ok=False)
+    d.timer("retry", call)
+    assert d.status(call) == RUNNING
+    assert d.c.functions["a/f"].last_end_s == d.c.functions["a/g"].last_end_s == 6.0
 
 
 def test_a_route_to_nowhere_fails() -> None:
@@ -512,6 +533,128 @@ def test_an_idle_instance_goes_when_its_window_ends() -> None:
     assert d.timer("instance", instance, after=4.0) == [e.SetTimer(17.0, ("instance", instance))]  # it was used since
     d.timer("instance", instance, after=6.0)
     assert d.of(e.StopInstance) == [e.StopInstance(instance, "its keep-alive ran out")]
+
+
+class Forecast(KeepAlive):
+    """Unloads after every call, and expects the next one 30 s later."""
+
+    def window(self, f: FunctionView, now: float) -> Window:
+        return Window(30.0, 5.0)
+
+
+def test_an_instance_is_unloaded_and_is_back_before_the_next_call() -> None:
+    d = Desk(spec(), keep_alive=Forecast())
+    call = d.call("f")
+    d.ready()
+    d.done(call)
+    (timer,) = d.of(e.SetTimer)
+    assert (timer.at, timer.key[1], len(d.of(e.StopInstance)), d.c.instances) == (30.0, "a/f", 1, {})
+    d.timer(*timer.key, after=30.0)
+    assert len(d.of(e.StartInstance)) == 1
+    d.ready()
+    assert [t.at for t in d.of(e.SetTimer)] == [35.0]  # and goes when it was not needed
+    assert d.timer(*timer.key) == []
+    call = d.call("f", 1.0)
+    d.done(call)
+    (second,) = [t for t in d.of(e.SetTimer) if t.key[0].startswith("prewarm")]
+    call = d.call("f", 1.0)  # one comes sooner: the timer is out of date
+    d(e.InstanceLost(d.starting()[0], "it was killed"))
+    d(e.Cancelled(call))
+    assert d.timer(*second.key, after=29.0) == []
+
+
+def test_what_was_asked_for_ahead_is_not_unloaded() -> None:
+    d = Desk(spec(min_instances=1), keep_alive=Forecast())
+    d.ready()
+    call = d.call("f")
+    d.done(call)
+    (instance,) = d.c.instances
+    assert d.of(e.StopInstance) == []
+    assert d.timer("instance", instance) == []
+    assert d.status(d.call("f", 1000.0)) == RUNNING
+
+
+class Cheapest(KeepAlive):
+    """Gives up instances of the function whose name comes first, and remembers them."""
+
+    def __init__(self) -> None:
+        self.gone: list[tuple[int, float]] = []
+
+    def priority(self, instance: InstanceView, now: float) -> float:
+        return float(ord(instance.function.name[-1]))
+
+    def evicted(self, instance: InstanceView, priority: float) -> None:
+        self.gone.append((instance.id, priority))
+
+
+def test_the_policy_says_which_instance_goes_and_is_told() -> None:
+    policy = Cheapest()
+    d = Desk(
+        *(spec(name, memory_bytes=GIB) for name in "cab"),
+        spec("x", memory_bytes=2 * GIB),
+        keep_alive=policy,
+        memory_bytes=3 * GIB,
+    )
+    instances = {}
+    for name in "cab":
+        call = d.call(name, 1.0)
+        d.ready()
+        instances[name] = d.c.calls[call].instance
+        d.done(call)
+    d.call("x")
+    assert [s.instance for s in d.of(e.StopInstance)] == [instances["a"], instances["b"]]
+    assert policy.gone == [(instances["a"], 97.0), (instances["b"], 98.0)]
+
+
+def test_a_pre_warmed_instance_takes_no_memory_from_those_asked_for() -> None:
+    d = Desk(spec("f", memory_bytes=GIB), spec("ahead", memory_bytes=GIB, min_instances=1), memory_bytes=2 * GIB)
+    d(e.PolicySet("keep-alive", "no-unload"))
+    d.c.functions["a/f"].keep_alive = Forecast()
+    d.done((d.call("f"), d.ready())[0])
+    (timer,) = [t for t in d.of(e.SetTimer) if t.key[0].startswith("prewarm")]
+    d(e.CapacitySet(8.0, GIB))
+    d.timer(*timer.key, after=30.0)
+    assert d.of(e.StopInstance) == []
+    assert d.starting() == []
+
+
+def test_timers_are_set_anew_when_they_come_too_early() -> None:
+    d = Desk(spec(timeout_s=100.0, startup_timeout_s=50.0))
+    call = d.call("f")
+    d.ready()
+    (instance,) = d.c.instances
+    d.timer("instance", instance, after=50.0)  # that of its start
+    assert d.of(e.SetTimer) == [e.SetTimer(100.0, ("instance", instance))]
+    d.done(call)
+    d.timer("instance", instance, after=50.0)
+    call = d.call("f", 900.0)
+    assert d.of(e.SetTimer) == [e.SetTimer(1100.0, ("instance", instance))]
+    d.timer("instance", instance, after=100.0)
+    assert d.status(call) == TIMED_OUT
+
+
+def test_a_call_that_times_out_is_tried_again_as_often_as_allowed() -> None:
+    d = Desk(spec(timeout_s=5.0, retries=Retries(1, 1.0, 2.0)))
+    call = d.call("f")
+    d.ready()
+    d.timer("instance", d.c.calls[call].instance, after=5.0)
+    assert [t.at for t in d.of(e.SetTimer) if t.key == ("retry", call)] == [7.0]
+    d.timer("retry", call, after=2.0)
+    d.ready()
+    d.timer("instance", d.c.calls[call].instance, after=5.0)
+    assert d.status(call) == TIMED_OUT
+
+
+def test_what_nobody_needs_goes_to_those_that_asked_for_instances() -> None:
+    d = Desk(spec("f", memory_bytes=GIB), memory_bytes=3 * GIB)
+    call = d.call("f")
+    d.ready()
+    d.deploy(FunctionSpec(name="b/g", memory_bytes=GIB, min_instances=3), app="b")
+    g = d.c.functions["b/g"]
+    assert (len(g.instances), g.short) == (2, True)
+    d.ready()
+    d.done(call)
+    assert (len(g.instances), g.short) == (3, False)
 
 
 def test_min_instances_stay_and_are_replaced() -> None:
@@ -695,7 +838,58 @@ def test_a_restart_removes_ephemeral_apps() -> None:
     assert (d.status(call), d.c.functions, d.c.apps) == (CANCELLED, {}, {})
 
 
-# -- queueing ---------------------------------------------------------------------------------------------------------
+# -- queueing ----------------------------------------------------------------------------------------------------------
+
+
+class LastFirst(Queueing):
+    """The newest call of all goes first."""
+
+    ordered = True
+
+    def order(self, f: FunctionView, call: CallView) -> tuple[float, ...]:
+        return (-call.id,)
+
+
+def served(d: Desk) -> list[int]:
+    """The order in which all waiting calls get an instance."""
+    order = []
+    while d.running():
+        (call,) = d.running()
+        order.append(call)
+        d.done(call)
+        d.ready()
+    return order
+
+
+def test_calls_of_one_function_go_in_the_policys_order_also_after_one_was_cancelled() -> None:
+    d = Desk(spec(max_instances=1), queueing=LastFirst())
+    for _ in range(9):
+        d.call("f")
+    for gone in (2, 8, 9):
+        d(e.Cancelled(gone))
+    d.ready()
+    assert served(d) == [7, 6, 5, 4, 3, 1]
+
+
+def test_functions_that_wait_for_room_go_in_the_policys_order() -> None:
+    d = Desk(*(spec(f"f{n}", cpu=1.0) for n in range(4)), cpu=1.0, queueing=LastFirst())
+    for n in (0, 1, 2, 3):
+        d.call(f"f{n}")
+    d.ready()
+    assert served(d) == [1, 4, 3, 2]
+
+
+def test_calls_of_a_lost_instance_keep_their_turn() -> None:
+    d = Desk(spec(max_instances=1, retries=Retries(5)))
+    first = d.call("f")
+    d.ready()
+    others = [d.call("f") for _ in range(3)]
+    d(e.InstanceLost(d.c.calls[first].instance, "it was killed"))
+    d.ready()
+    assert served(d) == [first, *others]
+
+
+# -- switching policies ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("there", ["fifo", "sjf", "edf", "xfaas"])

@@ -29,14 +29,14 @@ def policies_of_the_monkey() -> Iterator[None]:
 
 @pytest.mark.parametrize("block", range(8))
 def test_any_policies(block: int) -> None:
-    for seed in range(block * 40, block * 40 + 40):
+    for seed in range(block * 25, block * 25 + 25):
         Monkey(seed).run(200)
 
 
 @pytest.mark.parametrize("block", range(2))
 def test_policies_that_decide_by_dice(block: int) -> None:
     names = {"keep-alive": ["monkey"], "queueing": ["monkey-limits", "fifo"], "cold-start": ["monkey"]}
-    for seed in range(block * 30, block * 30 + 30):
+    for seed in range(block * 20, block * 20 + 20):
         Monkey(10_000 + seed, names).run(300)
 
 
@@ -54,7 +54,7 @@ def story(seed: int) -> str:
 
 def test_the_log_of_a_day_is_folded_to_the_same_state(tmp_path: Path) -> None:
     """However the state was carried over: in memory, by a snapshot and the records behind it, or by all records."""
-    for seed in range(40):
+    for seed in range(20):
         monkey = Monkey(seed, twins=False).run(200)
         folder = tmp_path / str(seed)
         log = Log(folder, segment_bytes=4096)

@@ -65,7 +65,9 @@ def test_commands_exist(page: Path) -> None:
         if words[0] == "make":
             target = words[1]
             makefile = (ROOT / "Makefile").read_text()
-            assert f"\n{target}:" in makefile or (target.startswith("bench-") and f"{target[6:]}.py" in os.listdir(ROOT / "bench"))
+            assert f"\n{target}:" in makefile or (
+                target.startswith("bench-") and f"{target[6:]}.py" in os.listdir(ROOT / "bench")
+            )
         if words[0] == "nubes":
             command = group.commands[words[1]]  # type: ignore[attr-defined]
             inner = getattr(command, "commands", None)

@@ -31,7 +31,10 @@ def stdlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTy
 
 
 def test_it_finds_what_was_parsed_and_shuffled(stdlib: ModuleType) -> None:
-    files = [str(stdlib.STDLIB / name) for name in ("json/__init__.py", "json/decoder.py", "shlex.py", "bisect.py", "heapq.py")]
+    files = [
+        str(stdlib.STDLIB / name)
+        for name in ("json/__init__.py", "json/decoder.py", "shlex.py", "bisect.py", "heapq.py")
+    ]
     with stdlib.app.run():
         done = Counter(stage for stage, _ in stdlib.build(files))
         assert done == {"parse": len(files), "scatter": 1, "reduce": stdlib.PARTITIONS}

@@ -45,6 +45,11 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert f"{nubes.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_every_name_is_exported_and_can_be_had() -> None:
+    assert set(nubes.__all__) == {*nubes._NAMES, "__version__"}
+    assert all(getattr(nubes, name) is not None for name in nubes.__all__)
+
+
 @pytest.mark.slow
 def test_a_fresh_install_works(tmp_path: Path) -> None:
     """A wheel, a new environment, and the commands one tries first."""

@@ -46,7 +46,7 @@ def list_(
     live = _live(data)
     rows: list[dict[str, Any]] = [
         {
-            "seam": cls.seam, "policy": cls.name, "default": SEAMS[cls.seam].default == cls.name,
+            "seam": cls.seam, "policy": cls.name, "default": SEAMS[cls.seam].default.partition("(")[0] == cls.name,
             "live": live.get(cls.seam, "").partition("(")[0] == cls.name,
             "about": (cls.__doc__ or "").strip().partition("\n")[0],
             "paper": {"id": cls.paper.id, "title": cls.paper.title, "venue": cls.paper.venue} if cls.paper else None,

@@ -50,19 +50,29 @@ def _make_room(c: State, f: Function, ahead: bool, now: float) -> bool:
     policy = c.keep_alives[""]
     while need > 0:
         # Of one function's idle instances the longest unused goes first: those are the candidates.
-        others = (g for g in c.functions.values() if g.idle and g is not f)
-        oldest = [next(i for i in g.open.values() if not i.load) for g in others]
-        spare = [i for i in oldest if len(i.function.instances) > wanted(i.function)]
-        idle = spare or ([] if ahead else oldest)
+        spare: list[Instance] = []
+        asked_for: list[Instance] = []
+        for g in _with_idle(c):
+            if g is not f:
+                oldest = next(i for i in g.open.values() if not i.load)
+                (asked_for if g.ahead and len(g.instances) <= wanted(g) else spare).append(oldest)
+        idle = spare or ([] if ahead else asked_for)
         if not idle:
             return False
-        priority, _, victim = min((policy.priority(i, now), i.id, i) for i in idle)
+        priority, _, victim = min([(policy.priority(i, now), i.id, i) for i in idle])
         policy.evicted(victim, priority)
         need -= victim.function.spec.memory_bytes
         stop(c, victim, "memory was needed", now)
         if not spare:
             wait_short(c, victim.function)
     return True
+
+
+def _with_idle(c: State) -> list[Function]:
+    """The functions with idle instances, found among whatever there is less of: this is asked at every turn."""
+    if len(c.functions) < len(c.instances):
+        return [f for f in c.functions.values() if f.idle]
+    return list({i.function.name: i.function for i in c.instances.values() if i.ready and not i.load}.values())
 
 
 def wanted(f: Function) -> int:
@@ -105,8 +115,6 @@ def fall_idle(c: State, instance: Instance, now: float) -> None:
 
 def stop(c: State, instance: Instance, reason: str, now: float, kill: bool = False) -> None:
     """Takes an instance out of the state and has its process ended; calls it still runs go back to the queue."""
-    if instance.stopping:
-        return
     drop(c, instance, now)
     c.out.append(StopInstance(instance.id, reason, kill))
     requeue(c, instance, reason, now, counts=False)
@@ -136,7 +144,6 @@ def drop(c: State, instance: Instance, now: float) -> None:
 def requeue(c: State, instance: Instance, reason: str, now: float, counts: bool = True) -> None:
     """What becomes of the calls of an instance that is gone; `counts`: as an attempt of those that had begun."""
     calls = [c.calls[id] for id in instance.calls if id in c.calls and c.calls[id].instance == instance.id]
-    instance.calls.clear()
     for call in reversed(calls):
         began = counts and (call is calls[0] or not one_by_one(instance.function))
         retries = call.function.spec.retries.max_retries

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nubes.functions.instances import SHORT
 from nubes.functions.queues import waiting
 from nubes.functions.serving import MOST_AHEAD
 from nubes.functions.state import RETRIES, WAITS, Function, Instance, State
@@ -60,6 +61,10 @@ def _instance(f: Function, i: Instance) -> Iterator[str]:
         yield f"instance {i.id}: runs {sorted(i.calls)} before it is ready"
     if i.version == f.version and i.load > room(f):
         yield f"instance {i.id}: runs {i.load} calls, has room for {room(f)}"
+    if i.calls and i.version == f.version and i.wake_s > min(i.calls.values()) + f.spec.timeout_s:
+        yield f"instance {i.id}: nothing ends its calls {sorted(i.calls)} when their time is over"
+    if not i.load and i.wake_s > (i.expire_s if i.ready else i.started_s + f.spec.startup_timeout_s):
+        yield f"instance {i.id}: nothing ends it when its time is over"
     right = i.ready and i.version == f.version and i.load < f.room
     if (i.id in f.open) != right:
         yield f"instance {i.id} of {f.name}: open is {i.id in f.open}, should be {right} (load {i.load}, uses {i.uses})"
@@ -95,8 +100,8 @@ def _calls(c: State) -> Iterator[str]:
                 yield f"call {call.id}: runs on instance {call.instance}, which does not run it"
     for (name, key), id in c.keys.items():
         first = c.calls.get(id)
-        if first is not None and (first.key, first.asked) != (key, name):
-            yield f"key {key!r} of {name}: stands for call {id}, which has key {first.key!r}, asked for {first.asked}"
+        if not key or (first is not None and (first.key, first.asked) != (key, name)):
+            yield f"key {key!r} of {name}: stands for call {id}, which is another's"
     aliases = {other: call.id for call in c.calls.values() for other in call.also}
     if aliases != c.aliases:
         yield f"aliases: {c.aliases}, but calls say {aliases}"
@@ -113,11 +118,13 @@ def _machine(c: State) -> Iterator[str]:
 
 def _progress(c: State) -> Iterator[str]:
     """Every function with waiting calls has something under way that will serve them."""
-    heap = {id(f) for _, _, f in c.blocked}
+    line = [(f.name, order == SHORT) for order, _, f in c.blocked if c.functions.get(f.name) is f]
+    if len(line) != len(set(line)):
+        yield f"somebody stands in line twice: {sorted(line)}"
     running = any(f.busy or f.starting for f in c.functions.values())
     for f in c.functions.values():
-        if f.blocked and id(f) not in heap:
-            yield f"{f.name}: blocked, but nobody will wake it"
+        if f.blocked != ((f.name, False) in line) or f.short != ((f.name, True) in line):
+            yield f"{f.name}: blocked={f.blocked}, short={f.short}, but in line stand {sorted(line)}"
         if not f.queued or c.queueing.limits:
             continue
         held = f.held_s < float("inf")

@@ -27,7 +27,6 @@ def ready(c: State, event: e.InstanceReady, now: float) -> None:
     f.starting -= 1
     f.idle += 1
     c.cpu_used -= f.cpu
-    f.open[instance.id] = instance
     failed, f.failures = f.failures, 0
     freed(c, instance, now)
     if failed:

@@ -23,12 +23,14 @@ def arrived(c: State, f: Function, call: Call, now: float) -> None:
     f.last_arrival_s = now
     f.prewarm += 1
     if f.open and not f.queued and f.spec.batching is None and not c.queueing.limits and not c.blocked:
-        instance = next(reversed(f.open.values()))
+        id, instance = f.open.popitem()  # the last in is the first out
         if instance.load or c.cpu_used + f.cpu <= c.cpu:
             dispatch(c, instance, (call,), WARM, now)
             return
+        f.open[id] = instance
     enqueue(c, f, call)
-    serve(c, f, now)
+    if f.open or not f.blocked:  # else it waits for room with the others of `f`
+        serve(c, f, now)
 
 
 def serve(c: State, f: Function, now: float) -> None:
@@ -52,6 +54,7 @@ def serve(c: State, f: Function, now: float) -> None:
                 return
             calls = _batch(f, size)
         new = not instance.uses and first.arrived_s <= f.last_start_s
+        del f.open[instance.id]
         dispatch(c, instance, calls, WARM if first.arrived_s == now else COLD if new else DELAYED, now)
     if not f.queued:
         return
@@ -102,7 +105,7 @@ def _hold(c: State, f: Function, at: float) -> None:
 
 
 def dispatch(c: State, instance: Instance, calls: tuple[Call, ...], how: int, now: float) -> None:
-    """Hands calls to an instance that is open."""
+    """Hands calls to an instance that was taken out of the open ones; it is put back if it has room left."""
     f, id = instance.function, instance.id
     spec, count = f.spec, len(calls)
     if not instance.load:
@@ -115,8 +118,8 @@ def dispatch(c: State, instance: Instance, calls: tuple[Call, ...], how: int, no
         call.started_s = now
         instance.calls[call.id] = now
     instance.load += count
-    if instance.load >= f.room:
-        del f.open[id]
+    if instance.load < f.room:
+        f.open[id] = instance
     instance.uses += count
     instance.last_used_s = now
     deadline = now + spec.timeout_s

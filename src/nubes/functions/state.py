@@ -64,8 +64,8 @@ class Function(FunctionView):
     """One pool of interchangeable instances."""
 
     __slots__ = (
-        "app", "blocked", "cpu", "failures", "held_s", "instances", "keep_alive", "last_start_s", "open", "prewarm",
-        "room", "short", "variant", "version", "waiting",
+        "ahead", "app", "blocked", "cpu", "failures", "held_s", "instances", "keep_alive", "last_start_s", "open",
+        "prewarm", "room", "short", "variant", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, name: str, spec: FunctionSpec, variant: str, version: int, keep_alive: KeepAlive) -> None:
@@ -88,6 +88,7 @@ class Function(FunctionView):
         self.spec = spec
         self.version = version
         self.keep_alive = keep_alive
+        self.ahead = bool(spec.min_instances or spec.buffer_instances)  # wants instances ahead of calls
         self.cpu = floor(spec.cpu * 2**20) / 2**20  # what it takes, such that sums are exact
         self.room = 1 if spec.batching or spec.single_use else spec.concurrency  # dispatches an instance takes at once
 
