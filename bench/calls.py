@@ -57,8 +57,9 @@ if __name__ == "__main__":
     out = []
     for i in range(200):
         t = time.perf_counter(); client.submit(noop, i, pure=False).result(); out.append(time.perf_counter() - t)
-    t = time.perf_counter(); client.gather(client.map(noop, range(3_000), pure=False)); rate = 3_000 /
-    (time.perf_counter() - t)
+    t = time.perf_counter()
+    client.gather(client.map(noop, range(3_000), pure=False))
+    rate = 3_000 / (time.perf_counter() - t)
     print(json.dumps({"call": statistics.median(out), "rate": rate}))
     client.close()
 """
