@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import pytest
@@ -34,6 +35,8 @@ def test_cold_then_delayed_then_warm() -> None:
     d.done(second, 0.1)
     third = d.call("f", 0.1)
     assert [(c.calls, c.how) for c in d.of(e.Dispatch)] == [((third,), WARM)]
+    f = d.c.functions["a/f"]
+    assert (f.arrivals, f.last_arrival_s, f.prewarm) == (3, d.now, 3)
     d.done(third, output=b"out")
     assert d.last == [e.Resolve(third, SUCCEEDED, "", b"out")]
     assert d.c.functions["a/f"].cold_start_s == 0.5
@@ -887,6 +890,44 @@ def test_calls_of_a_lost_instance_keep_their_turn() -> None:
     d(e.InstanceLost(d.c.calls[first].instance, "it was killed"))
     d.ready()
     assert served(d) == [first, *others]
+
+
+class TwoAtOnce(Queueing):
+    """Two calls of a function run at once, and none before time 10."""
+
+    limits = True
+
+    def __init__(self) -> None:
+        self.running = 0
+
+    def admit(self, f: FunctionView, now: float) -> float:
+        return inf if self.running >= 2 else max(now, 10.0)
+
+    def allowance(self, f: FunctionView, now: float) -> int:
+        return 2 - self.running
+
+    def issued(self, f: FunctionView, now: float) -> None:
+        self.running += 1
+
+    def finished(self, f: FunctionView, ok: bool, exec_s: float, backpressure: str, now: float) -> None:
+        self.running -= 1
+
+
+def test_calls_wait_for_admission_and_no_instance_starts_before() -> None:
+    d = Desk(spec(timeout_s=100.0), queueing=TwoAtOnce())
+    calls = [d.call("f") for _ in range(4)]
+    assert d.of(e.StartInstance, d.all) == []
+    assert [t.at for t in d.of(e.SetTimer, d.all) if t.key == ("serve", "a/f")] == [10.0]
+    d.timer("serve", "a/f", after=10.0)
+    assert len(d.of(e.StartInstance)) == 2
+    d.ready()
+    assert d.running() == calls[:2]
+    d(e.InstanceLost(d.c.calls[calls[0]].instance, "it was killed"))
+    d.ready()
+    assert d.running() == calls[1:3]
+    d.timer("instance", d.c.calls[calls[1]].instance, after=100.0)
+    d.ready()
+    assert d.c.queueing.running == len(d.running()) > 0  # type: ignore[attr-defined]
 
 
 # -- switching policies ------------------------------------------------------------------------------------------------

@@ -177,3 +177,20 @@ def test_lean_containers_come_and_go(tmp_path: Path) -> None:
             os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0
     assert (base / "hello").read_text() == "from the base"
+
+
+def test_calls_held_back_do_not_multiply_timers() -> None:
+    from nubes.drivers.sim import simulate
+    from nubes.functions.controller import Functions
+    from nubes.functions.events import TimerFired
+
+    calls = [(0.1 * n, 0, 5.0) for n in range(300)]
+    workload = workload_of(calls, 1)
+    held = FunctionSpec(name="a/f0", cpu=1.0, quota="opportunistic", quota_cpu=1.0)
+    workload = Workload(
+        "held", "by hand", (held,), workload.arrival_s, workload.function, workload.exec_s, workload.start_s, 2000.0
+    )
+    outcome = simulate(workload, Functions("no-unload", "xfaas", "fresh", cpu=2.0), record=True)
+    serve = [event for _, event in outcome.log if isinstance(event, TimerFired) and event.key[0] == "serve"]
+    assert (outcome.end == 0).all()
+    assert len(serve) < 2 * len(calls)

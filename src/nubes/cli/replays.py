@@ -180,13 +180,17 @@ def reproduce(
     seeds: Annotated[int, typer.Option(min=1, help="How many runs with other random draws.")] = 3,
     trace: Annotated[str | None, typer.Option(help="Another workload than the reproduction's own.")] = None,
     scale: Annotated[str, typer.Option(help="small (about a minute) or full (what the claim asks for).")] = "small",
+    record: Annotated[bool, typer.Option("--record", help="Keep the results beside the code, for `papers`.")] = False,
     json: Json = False,
 ) -> None:
     """Check a published system's claims against the baseline of its own paper. Exit code 1 if one does not hold."""
+    from nubes.papers import record as keep
     from nubes.papers import reproduce as run
 
     with progress_bar() as progress:
         results = run(id, seeds=seeds, trace=trace, scale=scale, progress=progress)
+    if record:
+        keep(results)
     if json:
         output.as_json([msgspec.to_builtins(result) for result in results])
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from nubes import ids
 from nubes.functions.seams import FunctionView, Grow
 from nubes.functions.spec import FunctionSpec
 from nubes.kernel.decisions import Decision
@@ -93,7 +94,7 @@ def explanation_text(explanation: Explanation) -> RenderableType:
     from rich.text import Text
     from rich.tree import Tree
 
-    head = ((f"call {explanation.call}", "bold"), f"  {explanation.function}  ", (explanation.status, "cyan"))
+    head = ((f"call {ids.show(explanation.call)}", "bold"), f"  {explanation.function}  ", (explanation.status, "cyan"))
     arrivals = (s.at for s in explanation.steps if getattr(s.event, "call", None) == explanation.call)
     arrived_s = next(arrivals, explanation.steps[0].at)
     root = Tree(Text("what happened, in time from the call's arrival", style="dim"), guide_style="dim")
