@@ -50,6 +50,13 @@ def test_a_result_is_judged_on_the_median_and_shows_the_range() -> None:
     assert "median" in result.metric
 
 
+def test_the_noise_of_floating_point_decides_nothing() -> None:
+    claim = Claim("It is close.", "points", "truth", at_most(5.0))
+    assert abs(0.55 - 0.5) * 100 > 5.0
+    assert judge("x", claim, [abs(0.55 - 0.5) * 100], "w", "live", 0.0).holds is True
+    assert judge("x", claim, [5.0000001], "w", "live", 0.0).holds is False
+
+
 def test_json_has_exactly_the_fixed_keys() -> None:
     built = msgspec.json.decode(msgspec.json.encode(judge("x", FASTER, [0.4], "w", "live", 0.0)))
     assert list(built) == KEYS
