@@ -377,8 +377,8 @@ class ControlPlane:
             raise Unavailable(f"Environment {environment} has not been built.", "Deploy the app again.")
         return str(path)
 
-    def settings(self, spec: FunctionSpec) -> dict[str, Any]:
-        """What an instance of `spec` finds around it: variables, secrets, volumes."""
+    def settings(self, spec: FunctionSpec) -> tuple[dict[str, str], dict[str, str]]:
+        """What an instance of `spec` finds around it: variables with its secrets, and volumes."""
         env = {
             "NUBES_SOCKET": self.socket,
             "NUBES_APP": spec.name.partition("/")[0],
@@ -393,7 +393,7 @@ class ControlPlane:
             source = self.folder / "volumes" / name
             source.mkdir(exist_ok=True)
             volumes[where] = str(source)
-        return {"env": env, "volumes": volumes}
+        return env, volumes
 
 
 @functools.cache

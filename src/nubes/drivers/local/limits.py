@@ -138,7 +138,6 @@ def enter(writes: list[tuple[str, str]], memory_bytes: int, has_groups: bool) ->
         # Data and anonymous memory beyond what was inherited: an allocation fails with MemoryError, nothing is killed.
         inherited = _data_bytes()
         resource.setrlimit(resource.RLIMIT_DATA, (inherited + memory_bytes, inherited + memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _data_bytes() -> int:

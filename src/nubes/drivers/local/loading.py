@@ -1,9 +1,11 @@
-"""Finding a function's code in a parent or an instance."""
+"""The user's code in a parent or an instance: finding it, and what a class of it wants run."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
+import inspect
 import os
 import pickle
 import sys
@@ -62,3 +64,31 @@ def load_module(code: Code) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def raw(target: Any) -> Any:
+    """What the user wrote, beneath the decorators of nubes."""
+    return getattr(target, "__nubes_raw__", target)
+
+
+def parameters(cls: type) -> bool:
+    """Whether a class is constructed with parameters."""
+    return bool(getattr(cls, "__nubes_parameters__", ()))
+
+
+def run_hooks(target: Any, kind: str, snap: bool) -> None:
+    """Runs the `enter` or `exit` hooks of an object; `snap`: those whose effect forks may share."""
+    for name in dir(type(target)):
+        method = getattr(type(target), name, None)
+        hook = getattr(method, "__nubes_hook__", None)
+        if hook == (kind, snap):
+            result = getattr(target, name)()
+            if inspect.iscoroutine(result):
+                asyncio.run(result)
+
+
+def asgi(factory: Any) -> Any:
+    """The caller of the ASGI app that the user's function makes."""
+    from nubes.gateway.bridge import asgi_caller
+
+    return asgi_caller(factory())

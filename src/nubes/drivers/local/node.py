@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -19,10 +20,15 @@ from typing import Any
 import cloudpickle  # noqa: F401  (so that every fork has it)
 import msgspec
 
-from nubes.drivers.local import instance, limits, loading, payload, wire  # noqa: F401
+from nubes.drivers.local import forking, hugepages, lifeline, loading, wire
+from nubes.drivers.local.instance import Instance, rehearse
+from nubes.drivers.local.setting import Birth, Setting
 from nubes.functions.spec import FunctionSpec
 
 _decode_spec = msgspec.msgpack.Decoder(FunctionSpec).decode
+_decode_setting = msgspec.msgpack.Decoder(Setting).decode
+
+_NEWS = 16  # so many starts at once are reported together
 
 
 class Parked(Exception):
@@ -34,39 +40,46 @@ class Parked(Exception):
 
 def main() -> None:
     """The root of a tree: `argv` holds the descriptor number of its control socket, and its lifeline's path."""
-    instance.lead_group(sys.argv[2])
+    held = sys.argv[2]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sock = socket.socket(fileno=int(sys.argv[1]))
-    data, _ = wire.recv_with_fds(sock)
+    data, _ = wire.recv_with_fd(sock)
     if data:
-        _, imports, spec, prime = wire.unbody(data)
-        grow(sock, tuple(imports), spec, prime)
+        grow(sock, wire.unbody(data)[1:], held)
 
 
-def grow(control: socket.socket, imports: tuple[str, ...], spec: bytes, prime: bool) -> None:
+def grow(control: socket.socket, task: list[Any], held: str) -> None:
     """Loads what this parent is for, parks, and serves; returns only by becoming somebody else's child."""
     while True:
         started = time.monotonic()
+        lifeline.hold(held)
         try:
-            loading.import_packages(imports)
-            own = _decode_spec(spec) if spec else None
-            if own is not None:
-                instance.preload(own)
+            imports, spec, setting, prime = task
+            loading.import_packages(tuple(imports))
+            own = None
+            if spec:
+                own = Instance(_decode_spec(spec), _decode_setting(setting))
+                own.prepare()
+                own.share()
             if prime:
-                instance.prime()
+                rehearse()
             _check_threads()
         except BaseException as error:
             control.send(wire.body(wire.FAILED_TO_GROW, f"{type(error).__name__}: {error}"))
             os._exit(1)
+        forking.without_handlers()
         gc.collect()
         gc.freeze()
         gc.disable()
+        hugepages.collapse()
         control.send(wire.body(wire.PARKED, os.getpid(), time.monotonic() - started, _private_bytes()))
         try:
-            _serve(control, own)
+            _serve(control, own, held)
         except Parked as parked:
             if parked.then is None:
                 os._exit(0)
-            control, imports, spec, prime = parked.then
+            control, task = parked.then
 
 
 def _check_threads() -> None:
@@ -92,70 +105,64 @@ def _private_bytes() -> int:
     return total
 
 
-def _serve(control: socket.socket, own: FunctionSpec | None) -> None:
-    def reap(*_: Any) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            _send(control, wire.body(wire.EXITED, pid, os.waitstatus_to_exitcode(status)))
-
-    signal.signal(signal.SIGCHLD, reap)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _serve(control: socket.socket, own: Instance | None, held: str) -> None:
+    """Forks on request, and reports what became of its children when asked, or when there is nothing else to do."""
+    news: list[tuple[int, int, int]] = []
     while True:
-        data, fds = wire.recv_with_fds(control)
-        if not data:
-            raise Parked(None)
-        frame = wire.unbody(data)
-        if frame[0] == wire.FORK:
-            _fork_instance(control, frame, fds, own)
-        elif frame[0] == wire.GROW:
-            _fork_parent(control, frame, fds)
+        try:
+            data, fd = wire.recv_with_fd(control, wait=not news)
+        except BlockingIOError:
+            data, fd = b"", -1
+        else:
+            if not data:
+                raise Parked(None)
+            frame = wire.unbody(data)
+            if frame[0] == wire.FORK:
+                news.append((wire.FORKED, frame[1], _fork_instance(control, frame, fd, own, held)))
+            elif frame[0] == wire.GROW:
+                _fork_parent(control, frame, fd)
+        _reap(news)
+        if news and (not data or len(news) >= _NEWS):
+            try:
+                control.send(wire.body(wire.NEWS, news))
+            except OSError:
+                os._exit(0)  # nobody is left to serve
+            news.clear()
 
 
-def _fork_instance(control: socket.socket, frame: list[Any], fds: list[int], own: FunctionSpec | None) -> None:
-    _, id, packed, setting = frame
-    pid = _fork()
+def _reap(news: list[tuple[int, int, int]]) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        news.append((wire.EXITED, pid, os.waitstatus_to_exitcode(status)))
+
+
+def _fork_instance(control: socket.socket, frame: list[Any], fd: int, own: Instance | None, held: str) -> int:
+    _, _, birth, spec, setting = frame
+    born = Birth(*birth)
+    line = lifeline.take(held)
+    pid = forking.fork()
     if pid == 0:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         control.close()
         gc.enable()
-        spec = _decode_spec(packed) if packed or own is None else own
-        instance.run(socket.socket(fileno=fds[0]), spec, setting)
+        me = Instance(_decode_spec(spec), _decode_setting(setting)) if spec or own is None else own
+        me.live(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd), born)
         os._exit(0)
-    os.close(fds[0])
-    _send(control, wire.body(wire.FORKED, id, pid))
+    lifeline.give(line, pid)
+    os.close(line)
+    os.close(fd)
+    return pid
 
 
-def _fork_parent(control: socket.socket, frame: list[Any], fds: list[int]) -> None:
-    _, imports, spec, prime = frame
-    pid = _fork()
-    if pid == 0:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+def _fork_parent(control: socket.socket, frame: list[Any], fd: int) -> None:
+    if forking.fork() == 0:
         control.close()
-        raise Parked((socket.socket(fileno=fds[0]), tuple(imports), spec, prime))
-    os.close(fds[0])
-    _send(control, wire.body(wire.FORKED, 0, pid))
-
-
-def _fork() -> int:
-    for attempt in range(5):
-        try:
-            return os.fork()
-        except BlockingIOError:  # the machine is out of processes for the moment
-            time.sleep(0.01 * 2**attempt)
-    return os.fork()
-
-
-def _send(control: socket.socket, data: bytes) -> None:
-    try:
-        control.send(data)
-    except OSError:
-        os._exit(0)  # nobody is left to serve
+        raise Parked((socket.socket(fileno=fd), frame[1:]))
+    os.close(fd)
 
 
 if __name__ == "__main__":

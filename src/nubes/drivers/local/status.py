@@ -17,7 +17,7 @@ def status_of(plane: ControlPlane, limit: int = 1000) -> dict[str, Any]:
     controller = plane.controller
     now = plane.clock()
     pids = {id: process.pid for id, process in plane.processes.instances.items()}
-    parents = {id: parent.pid for id, parent in plane.processes.parents.items()}
+    parents = plane.processes.parents.pids()
     return {
         "pid": os.getpid(),
         "folder": str(plane.folder),

@@ -5,7 +5,6 @@ The first element of a frame is its kind, one of the numbers below.
 
 from __future__ import annotations
 
-import array
 import socket
 import struct
 from typing import Any
@@ -26,9 +25,9 @@ RUN, STOP, INTERRUPT = range(20, 23)
 # instance -> control plane
 READY, BROKEN, DONE, YIELDED, PRINTED = range(30, 35)
 # control plane -> parent in the process tree (one datagram each, with file descriptors)
-FORK, GROW = range(40, 42)
-# parent -> control plane
-FORKED, PARKED, EXITED, FAILED_TO_GROW = range(50, 54)
+FORK, GROW, REAP = range(40, 43)
+# parent -> control plane: NEWS holds frames of the kinds FORKED and EXITED, in their order
+NEWS, FORKED, EXITED, PARKED, FAILED_TO_GROW = range(50, 55)
 
 
 def pack(*frame: Any) -> bytes:
@@ -108,17 +107,26 @@ class Stream:
         self.sock.close()
 
 
-def send_with_fds(sock: socket.socket, data: bytes, fds: list[int]) -> None:
-    """One datagram with file descriptors."""
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([data], ancillary)
+DATAGRAM_BYTES = 1 << 20  # the largest
+
+_datagram = bytearray(DATAGRAM_BYTES)  # used again and again
+_SPACE = socket.CMSG_SPACE(4)
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)  # numbers, since enums cost a fork dearly
+_CLOEXEC_NOW = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+_FD = struct.Struct("i")
 
 
-def recv_with_fds(sock: socket.socket, most: int = 4) -> tuple[bytes, list[int]]:
-    """The next datagram and its descriptors; empty bytes when the other side is gone."""
-    data, ancillary, _, _ = sock.recvmsg(1 << 20, socket.CMSG_SPACE(4 * most), socket.MSG_CMSG_CLOEXEC)
-    fds = array.array("i")
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    return data, list(fds)
+def send_with_fd(sock: socket.socket, data: bytes, other: socket.socket | None) -> None:
+    """One datagram, which takes the descriptor of another socket along."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(other.fileno()))] if other is not None else []
+    sock.sendmsg([data], rights)
+
+
+def recv_with_fd(sock: socket.socket, wait: bool = True) -> tuple[bytes, int]:
+    """The next datagram and the descriptor that came with it, or -1; empty bytes when the other side is gone.
+
+    Raises `BlockingIOError` if there is none yet and the caller, or the socket, does not wait.
+    """
+    size, ancillary, _, _ = sock.recvmsg_into([_datagram], _SPACE, _CLOEXEC if wait else _CLOEXEC_NOW)
+    fd: int = _FD.unpack(ancillary[0][2])[0] if ancillary else -1
+    return bytes(memoryview(_datagram)[:size]), fd

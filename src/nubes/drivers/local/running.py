@@ -1,0 +1,204 @@
+"""The calls of an instance: one after the other, in batches, in threads, or as tasks of an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import sys
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from nubes.drivers.local import payload, printed, wire
+
+if TYPE_CHECKING:
+    from nubes.drivers.local.instance import Instance
+
+
+def serve(me: Instance, stream: wire.Stream) -> None:
+    """Runs what the control plane sends until it says stop. Raises `ConnectionError` if it is gone."""
+    spec = me.spec
+    if spec.batching is not None or (spec.concurrency == 1 and not (spec.web and spec.web.kind == "asgi")):
+        _serve(me, stream)
+    elif any(me.method(name)[1] for name in spec.methods or ("",)):
+        asyncio.run(_serve_async(me, stream))
+    else:
+        _serve_threads(me, stream)
+
+
+def _serve(me: Instance, stream: wire.Stream) -> None:
+    """One batch, or the calls of one frame one after the other, at a time."""
+    recv = stream.recv
+    loop: asyncio.AbstractEventLoop | None = None
+    while True:
+        frame = recv()
+        if frame[0] == wire.STOP:
+            return
+        if frame[0] != wire.RUN:
+            continue
+        _, calls, method, hop, keep, inputs = frame
+        function, is_async = me.method(method)
+        if me.spec.batching is not None:
+            _run_batch(me, calls, function, keep, inputs)
+        elif is_async:
+            loop = loop or asyncio.new_event_loop()
+            for call, data in zip(calls, inputs, strict=True):
+                loop.run_until_complete(_run_async(me, call, function, hop, keep, data))
+        else:
+            for call, data in zip(calls, inputs, strict=True):
+                _run(me, call, function, hop, keep, data)
+        if me.spec.single_use:
+            return
+
+
+def _run(me: Instance, call: int, function: Any, hop: bool, keep: bool, data: bytes) -> None:
+    token = printed.call.set(call)
+    started = time.monotonic()
+    mapped = None
+    try:
+        value, mapped = payload.load_mapped(data)
+        args, kwargs = ((value,), {}) if hop else value
+        del value
+        result = function(*args, **kwargs)
+        if inspect.isgenerator(result):
+            for item in result:
+                me.send(wire.YIELDED, call, payload.dumps(item, me.segments))
+            result = None
+        took = time.monotonic() - started
+        out = payload.dumps(result, me.place(keep))
+        ok, pushed = True, ""
+        del result
+        args = kwargs = None
+    except BaseException as error:
+        took = time.monotonic() - started
+        ok, out, pushed = False, failure(error), _backpressure(error)
+        args = kwargs = None
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            out = failure(RuntimeError(f"the function ended its process with {error!r}"))
+        del error
+    _flush()
+    me.send(wire.DONE, call, ok, took, out, pushed, _release(mapped))
+    printed.call.reset(token)
+
+
+def _flush() -> None:
+    """What a call printed arrives before its result, with or without a newline at the end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _release(mapped: Any) -> bool:
+    """Whether nothing refers to the arguments' shared memory any more, so that its owner may use it again."""
+    if mapped is None:
+        return True
+    try:
+        mapped.close()
+    except BufferError:
+        return False
+    return True
+
+
+def _run_batch(me: Instance, calls: list[int], function: Any, keep: bool, inputs: list[bytes]) -> None:
+    """A batched function takes lists, one entry a call, and returns a list of the same length."""
+    started = time.monotonic()
+    token = printed.call.set(calls[0])
+    try:
+        loaded = [payload.loads(data) for data in inputs]
+        args = [[one[0][position] for one in loaded] for position in range(len(loaded[0][0]))]
+        kwargs = {key: [one[1][key] for one in loaded] for key in loaded[0][1]}
+        results = function(*args, **kwargs)
+        if inspect.iscoroutine(results):
+            results = asyncio.run(results)
+        if not isinstance(results, (list, tuple)) or len(results) != len(calls):
+            size = len(results) if isinstance(results, (list, tuple)) else type(results).__name__
+            raise TypeError(
+                f"A batched function returns a list with one result for each of its {len(calls)} inputs, not {size}."
+            )
+        outputs = [payload.dumps(result, me.place(keep)) for result in results]
+        ok, pushed = True, ""
+    except BaseException as error:
+        ok, pushed = False, _backpressure(error)
+        outputs = [failure(error)] * len(calls)
+    took = (time.monotonic() - started) / len(calls)
+    _flush()
+    for call, out in zip(calls, outputs, strict=True):
+        me.send(wire.DONE, call, ok, took, out, pushed, False)
+    printed.call.reset(token)
+
+
+def _serve_threads(me: Instance, stream: wire.Stream) -> None:
+    """Several calls at once of a plain function: a thread each."""
+    with ThreadPoolExecutor(me.spec.concurrency) as pool:
+        while True:
+            frame = stream.recv()
+            if frame[0] == wire.STOP:
+                return
+            if frame[0] == wire.RUN:
+                _, calls, method, hop, keep, inputs = frame
+                function, _ = me.method(method)
+                pool.submit(contextvars.Context().run, _run, me, calls[0], function, hop, keep, inputs[0])
+
+
+async def _serve_async(me: Instance, stream: wire.Stream) -> None:
+    """Several calls at once of an async function, or of an ASGI app: a task each."""
+    loop = asyncio.get_running_loop()
+    tasks: dict[int, asyncio.Task[None]] = {}
+    while True:
+        frame = await loop.run_in_executor(None, stream.recv) if not stream.waiting() else stream.recv()
+        if frame[0] == wire.STOP:
+            break
+        if frame[0] == wire.INTERRUPT and frame[1] in tasks:
+            tasks[frame[1]].cancel()
+        elif frame[0] == wire.RUN:
+            _, calls, method, hop, keep, inputs = frame
+            function, _ = me.method(method)
+            task = loop.create_task(_run_async(me, calls[0], function, hop, keep, inputs[0]))
+            tasks[calls[0]] = task
+            task.add_done_callback(lambda _, call=calls[0]: tasks.pop(call, None))  # type: ignore[misc]
+    if tasks:
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+
+async def _run_async(me: Instance, call: int, function: Any, hop: bool, keep: bool, data: bytes) -> None:
+    printed.call.set(call)
+    started = time.monotonic()
+    try:
+        value = payload.loads(data)
+        args, kwargs = ((value,), {}) if hop else value
+        result = function(*args, **kwargs)
+        if inspect.isasyncgen(result):
+            async for item in result:
+                me.send(wire.YIELDED, call, payload.dumps(item, me.segments))
+            result = None
+        elif inspect.isgenerator(result):
+            for item in result:
+                me.send(wire.YIELDED, call, payload.dumps(item, me.segments))
+            result = None
+        elif inspect.isawaitable(result):
+            result = await result
+        took = time.monotonic() - started
+        out, ok, pushed = payload.dumps(result, me.place(keep)), True, ""
+    except BaseException as error:
+        took = time.monotonic() - started
+        ok, out, pushed = False, failure(error), _backpressure(error)
+    _flush()
+    me.send(wire.DONE, call, ok, took, out, pushed, False)
+
+
+def failure(error: BaseException) -> bytes:
+    """An exception as a payload: the exception itself if it can be pickled, its text and its traceback."""
+    text = "".join(traceback.format_exception(error))
+    trimmed = error.with_traceback(None)
+    try:
+        shipped = payload.dumps(trimmed, None, by_value=True)
+        payload.loads(shipped)
+    except Exception:
+        shipped = b""
+    return payload.dumps((shipped, f"{type(error).__name__}: {error}", text), None)
+
+
+def _backpressure(error: BaseException) -> str:
+    """The callee that pushed back, if that is what the error says."""
+    return str(getattr(error, "__nubes_backpressure__", "") or "")
