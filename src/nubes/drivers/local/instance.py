@@ -58,6 +58,8 @@ class Instance:
                 self.method("")
         elif not loading.parameters(self.target):
             self._construct(b"")
+        if self._asgi or any(is_async for _, is_async in self.bound.values()):
+            from nubes.drivers.local import tasks  # noqa: F401  (so that forks have it)
         self.settle_s = self.import_s = 0.0
 
     def live(self, sock: socket.socket, birth: Birth) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import importlib.util
 import inspect
@@ -84,7 +83,9 @@ def run_hooks(target: Any, kind: str, snap: bool) -> None:
         if hook == (kind, snap):
             result = getattr(target, name)()
             if inspect.iscoroutine(result):
-                asyncio.run(result)
+                from nubes.drivers.local import tasks
+
+                tasks.finish(result, alone=snap)  # forks must not share a loop
 
 
 def asgi(factory: Any) -> Any:

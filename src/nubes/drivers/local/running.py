@@ -1,14 +1,16 @@
-"""The calls of an instance: one after the other, in batches, in threads, or as tasks of an event loop."""
+"""The calls of an instance: one after the other, in batches, or in threads.
+
+What is asynchronous stands in `nubes.drivers.local.tasks`, and only who needs it imports it: asyncio brings OpenSSL
+with it, and every fork of a parent that holds them pays for that.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import inspect
 import sys
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from nubes.drivers.local import payload, printed, wire
@@ -23,7 +25,9 @@ def serve(me: Instance, stream: wire.Stream) -> None:
     if spec.batching is not None or (spec.concurrency == 1 and not (spec.web and spec.web.kind == "asgi")):
         _serve(me, stream)
     elif any(me.method(name)[1] for name in spec.methods or ("",)):
-        asyncio.run(_serve_async(me, stream))
+        from nubes.drivers.local import tasks
+
+        tasks.serve(me, stream)
     else:
         _serve_threads(me, stream)
 
@@ -31,7 +35,6 @@ def serve(me: Instance, stream: wire.Stream) -> None:
 def _serve(me: Instance, stream: wire.Stream) -> None:
     """One batch, or the calls of one frame one after the other, at a time."""
     recv = stream.recv
-    loop: asyncio.AbstractEventLoop | None = None
     while True:
         frame = recv()
         if frame[0] == wire.STOP:
@@ -43,9 +46,10 @@ def _serve(me: Instance, stream: wire.Stream) -> None:
         if me.spec.batching is not None:
             _run_batch(me, calls, function, keep, inputs)
         elif is_async:
-            loop = loop or asyncio.new_event_loop()
+            from nubes.drivers.local import tasks
+
             for call, data in zip(calls, inputs, strict=True):
-                loop.run_until_complete(_run_async(me, call, function, hop, keep, data))
+                tasks.finish(tasks.run(me, call, function, hop, keep, data))
         else:
             for call, data in zip(calls, inputs, strict=True):
                 _run(me, call, function, hop, keep, data)
@@ -73,17 +77,17 @@ def _run(me: Instance, call: int, function: Any, hop: bool, keep: bool, data: by
         args = kwargs = None
     except BaseException as error:
         took = time.monotonic() - started
-        ok, out, pushed = False, failure(error), _backpressure(error)
+        ok, out, pushed = False, failure(error), backpressure(error)
         args = kwargs = None
         if isinstance(error, (SystemExit, KeyboardInterrupt)):
             out = failure(RuntimeError(f"the function ended its process with {error!r}"))
         del error
-    _flush()
+    flush()
     me.send(wire.DONE, call, ok, took, out, pushed, _release(mapped))
     printed.call.reset(token)
 
 
-def _flush() -> None:
+def flush() -> None:
     """What a call printed arrives before its result, with or without a newline at the end."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -110,7 +114,9 @@ def _run_batch(me: Instance, calls: list[int], function: Any, keep: bool, inputs
         kwargs = {key: [one[1][key] for one in loaded] for key in loaded[0][1]}
         results = function(*args, **kwargs)
         if inspect.iscoroutine(results):
-            results = asyncio.run(results)
+            from nubes.drivers.local import tasks
+
+            results = tasks.finish(results)
         if not isinstance(results, (list, tuple)) or len(results) != len(calls):
             size = len(results) if isinstance(results, (list, tuple)) else type(results).__name__
             raise TypeError(
@@ -119,10 +125,10 @@ def _run_batch(me: Instance, calls: list[int], function: Any, keep: bool, inputs
         outputs = [payload.dumps(result, me.place(keep)) for result in results]
         ok, pushed = True, ""
     except BaseException as error:
-        ok, pushed = False, _backpressure(error)
+        ok, pushed = False, backpressure(error)
         outputs = [failure(error)] * len(calls)
     took = (time.monotonic() - started) / len(calls)
-    _flush()
+    flush()
     for call, out in zip(calls, outputs, strict=True):
         me.send(wire.DONE, call, ok, took, out, pushed, False)
     printed.call.reset(token)
@@ -130,6 +136,8 @@ def _run_batch(me: Instance, calls: list[int], function: Any, keep: bool, inputs
 
 def _serve_threads(me: Instance, stream: wire.Stream) -> None:
     """Several calls at once of a plain function: a thread each."""
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(me.spec.concurrency) as pool:
         while True:
             frame = stream.recv()
@@ -139,52 +147,6 @@ def _serve_threads(me: Instance, stream: wire.Stream) -> None:
                 _, calls, method, hop, keep, inputs = frame
                 function, _ = me.method(method)
                 pool.submit(contextvars.Context().run, _run, me, calls[0], function, hop, keep, inputs[0])
-
-
-async def _serve_async(me: Instance, stream: wire.Stream) -> None:
-    """Several calls at once of an async function, or of an ASGI app: a task each."""
-    loop = asyncio.get_running_loop()
-    tasks: dict[int, asyncio.Task[None]] = {}
-    while True:
-        frame = await loop.run_in_executor(None, stream.recv) if not stream.waiting() else stream.recv()
-        if frame[0] == wire.STOP:
-            break
-        if frame[0] == wire.INTERRUPT and frame[1] in tasks:
-            tasks[frame[1]].cancel()
-        elif frame[0] == wire.RUN:
-            _, calls, method, hop, keep, inputs = frame
-            function, _ = me.method(method)
-            task = loop.create_task(_run_async(me, calls[0], function, hop, keep, inputs[0]))
-            tasks[calls[0]] = task
-            task.add_done_callback(lambda _, call=calls[0]: tasks.pop(call, None))  # type: ignore[misc]
-    if tasks:
-        await asyncio.gather(*tasks.values(), return_exceptions=True)
-
-
-async def _run_async(me: Instance, call: int, function: Any, hop: bool, keep: bool, data: bytes) -> None:
-    printed.call.set(call)
-    started = time.monotonic()
-    try:
-        value = payload.loads(data)
-        args, kwargs = ((value,), {}) if hop else value
-        result = function(*args, **kwargs)
-        if inspect.isasyncgen(result):
-            async for item in result:
-                me.send(wire.YIELDED, call, payload.dumps(item, me.segments))
-            result = None
-        elif inspect.isgenerator(result):
-            for item in result:
-                me.send(wire.YIELDED, call, payload.dumps(item, me.segments))
-            result = None
-        elif inspect.isawaitable(result):
-            result = await result
-        took = time.monotonic() - started
-        out, ok, pushed = payload.dumps(result, me.place(keep)), True, ""
-    except BaseException as error:
-        took = time.monotonic() - started
-        ok, out, pushed = False, failure(error), _backpressure(error)
-    _flush()
-    me.send(wire.DONE, call, ok, took, out, pushed, False)
 
 
 def failure(error: BaseException) -> bytes:
@@ -199,6 +161,6 @@ def failure(error: BaseException) -> bytes:
     return payload.dumps((shipped, f"{type(error).__name__}: {error}", text), None)
 
 
-def _backpressure(error: BaseException) -> str:
+def backpressure(error: BaseException) -> str:
     """The callee that pushed back, if that is what the error says."""
-    return str(getattr(error, "__nubes_backpressure__", "") or "")
+    return str(getattr(error, "__nubesbackpressure__", "") or "")
