@@ -195,3 +195,15 @@ def test_a_parent_that_somebody_waits_for_is_not_pruned() -> None:
     forest.start()
     assert forest.ready(1, 5) == []
     assert set(forest.tree.where) == {1, 2}
+
+
+def test_no_function_starts_from_the_parent_of_another() -> None:
+    forest = Forest(Grow(("numpy",), "a/f"))
+    forest.start("f")
+    forest.ready(1)
+    forest.policy.next = Plan(1)
+    assert forest.start("f")[1] == [StartInstance(2, "a/f", "", 1)]
+    assert forest.start("g")[1] == [StartInstance(3, "a/g", "", 0)]
+    forest.policy.next = Plan(1, (Grow((), "a/g"),))
+    grown = forest.start("g")[1]
+    assert [(one.parent, one.function) for one in grown if isinstance(one, GrowNode)] == [(0, "a/g")]

@@ -30,12 +30,10 @@ class Tree:
     def start(self, instance: Instance, now: float, out: list[Command]) -> None:
         """Emits what starts `instance`, at once or when the parent it waits for is ready."""
         f = instance.function
-        environment = f.spec.environment
         if self.failures.get(f.spec.name, 0) >= MAX_FAILURES:  # no parent can be had: a fresh interpreter still can
             out.append(StartInstance(instance.id, f.name, f.variant, 0))
             return
-        nodes = self.nodes.get(environment, {})
-        plan = self.policy.plan(f, nodes, now)
+        plan = self._plan(f, now)
         target = self._grow(plan, f, now, out)
         if not plan.wait or target == plan.source:
             self._fork(instance, plan.source, now, out)
@@ -47,7 +45,14 @@ class Tree:
     def prepare(self, f: Function, now: float, out: list[Command]) -> None:
         """Grows what the policy wants for `f` before its first call."""
         if self.policy.eager:
-            self._grow(self.policy.plan(f, self.nodes.get(f.spec.environment, {}), now), f, now, out)
+            self._grow(self._plan(f, now), f, now, out)
+
+    def _plan(self, f: Function, now: float) -> Plan:
+        plan = self.policy.plan(f, self.nodes.get(f.spec.environment, {}), now)
+        source = self.where.get(plan.source)
+        if source and source.function not in ("", f.spec.name):  # it holds what is another function's, secrets too
+            return Plan(0, plan.grow, plan.wait)
+        return plan
 
     def _grow(self, plan: Plan, f: Function, now: float, out: list[Command]) -> int:
         parent = plan.source
@@ -75,12 +80,12 @@ class Tree:
         return parent
 
     def _fork(self, instance: Instance, source: int, now: float, out: list[Command]) -> None:
+        f = instance.function
         node = self.where.get(source)
         if node:
             node.forks += 1
             node.last_used_s = now
         instance.node = source
-        f = instance.function
         out.append(StartInstance(instance.id, f.name, f.variant, source))
 
     def ready(self, event: NodeReady, now: float, out: list[Command]) -> None:

@@ -6,11 +6,11 @@ page first splits it.
 
 from __future__ import annotations
 
-import ctypes
 import re
 
-MIN_BYTES = 16 << 20  # of one mapping
+MIN_BYTES = 32 << 20  # of memory that would gain by it
 _HUGE = 2 << 20
+_WORTH = 2 * _HUGE  # a mapping of this size holds a whole huge page, wherever it begins
 _MADV_COLLAPSE = 25
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw-p 0+ 00:00 0 *(\[heap\])?\n")
 
@@ -21,12 +21,15 @@ def collapse() -> int:
     What is shared with a parent above stays as it is, shared. Kernels before 6.1 have no such call, and then nothing
     happens.
     """
+    mappings = _own_mappings()
+    if sum(end - start for start, end in mappings) < MIN_BYTES:
+        return 0
+    import ctypes  # only here: all other parents, and their forks, do without it
+
+    madvise = ctypes.CDLL(None).madvise
     made = 0
-    madvise = None
-    for start, end in _own_mappings():
-        madvise = madvise or ctypes.CDLL(None).madvise
-        first = -(-start // _HUGE) * _HUGE
-        for address in range(first, end - _HUGE + 1, _HUGE):
+    for start, end in mappings:
+        for address in range(-(-start // _HUGE) * _HUGE, end - _HUGE + 1, _HUGE):
             made += madvise(ctypes.c_void_p(address), ctypes.c_size_t(_HUGE), _MADV_COLLAPSE) == 0
     return made
 
@@ -35,15 +38,15 @@ def _own_mappings() -> list[tuple[int, int]]:
     found = []
     try:
         with open("/proc/self/smaps") as file:
-            mapping = None
+            mapping = 0, 0
             for line in file:
                 if match := _MAPPING.fullmatch(line):
                     mapping = int(match[1], 16), int(match[2], 16)
                 elif "-" in line.partition(" ")[0]:
-                    mapping = None
-                elif mapping and line.startswith("Private_Dirty:"):
-                    private = int(line.split()[1]) << 10
-                    if private >= MIN_BYTES and 2 * private >= mapping[1] - mapping[0]:
+                    mapping = 0, 0
+                elif line.startswith("Private_Dirty:"):
+                    size, private = mapping[1] - mapping[0], int(line.split()[1]) << 10
+                    if size >= _WORTH and 2 * private >= size:
                         found.append(mapping)
     except OSError:  # no /proc
         pass
