@@ -178,8 +178,6 @@ def test_remote_exceptions_come_as_themselves() -> None:
     assert "calls_app.py" in shown
     with pytest.raises(nubes.RemoteError, match="it holds a lock"):
         app.fail.remote("unpicklable")
-    with pytest.raises(RuntimeError, match=r"SystemExit\(3\)"):
-        app.fail.remote("exit")
     with pytest.raises(TypeError, match="pickle"):
         app.fail.remote("unpicklable result")
     with pytest.raises(app.Refused):
@@ -209,7 +207,7 @@ def test_generators_stream() -> None:
     with pytest.raises(RuntimeError, match="lost count"):
         got.extend(app.count_to.remote(5, fail_at=2))
     assert got == [0, 1]
-    with pytest.raises(nubes.UsageError, match="cannot be spawned"):
+    with pytest.raises(nubes.UsageError, match=r"cannot be called with \.spawn\(\)"):
         app.count_to.spawn(3)
 
 
@@ -325,7 +323,7 @@ def test_a_deployed_function_is_found_by_name() -> None:
     found = nubes.Function.from_name("calls", "add")
     assert found.remote(1) == 2
     assert list(nubes.Function.from_name("calls", "count_to").remote(2)) == [0, 1]
-    with pytest.raises(nubes.NotFound, match=r"App 'calls' has: .*add"):
+    with pytest.raises(nubes.NotFound, match="Did you mean .*calls/add"):
         nubes.Function.from_name("calls", "ad")
 
 
