@@ -90,7 +90,7 @@ class Executor:
             self.app.deployment.keep()  # it stays, as its jobs do
 
     def call_async(self, fn: Callable[..., Any], *args: Any) -> Future[Any]:
-        """One call."""
+        """The future of one call of `fn`."""
         return self.map(fn, *([arg] for arg in args))[0] if args else self.map(lambda _: fn(), [None])[0]
 
     def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], job: str = "") -> list[Future[Any]]:
@@ -111,7 +111,7 @@ class Executor:
     def wait(
         futures: Iterable[Future[Any]], timeout: float | None = None, return_when: str = ALL_COMPLETED
     ) -> tuple[set[Future[Any]], set[Future[Any]]]:
-        """(done, not done), once all are, or the first is (`FIRST_COMPLETED`), or `timeout` seconds passed."""
+        """Waits until all are done, the first is (`FIRST_COMPLETED`), or `timeout` seconds passed: (done, not done)."""
         done, pending = concurrent.futures.wait(list(futures), timeout, return_when)
         return done, pending
 

@@ -86,7 +86,13 @@ class asking(Generic[S, P, R]):
         self._method = method
         self.__doc__ = method.__doc__
 
-    def __get__(self, instance: S, owner: type[S]) -> Twins[P, R]:
+    @overload
+    def __get__(self, instance: None, owner: type[S]) -> Callable[Concatenate[S, Ask, P], Coroutine[Any, Any, R]]: ...
+    @overload
+    def __get__(self, instance: S, owner: type[S]) -> Twins[P, R]: ...
+    def __get__(self, instance: S | None, owner: type[S]) -> Any:
+        if instance is None:
+            return self._method
         method = self._method
 
         @functools.wraps(method)
@@ -106,7 +112,13 @@ class threaded(Generic[S, P, R]):
         self._method = method
         self.__doc__ = method.__doc__
 
-    def __get__(self, instance: S, owner: type[S]) -> Twins[P, R]:
+    @overload
+    def __get__(self, instance: None, owner: type[S]) -> Callable[Concatenate[S, P], R]: ...
+    @overload
+    def __get__(self, instance: S, owner: type[S]) -> Twins[P, R]: ...
+    def __get__(self, instance: S | None, owner: type[S]) -> Any:
+        if instance is None:
+            return self._method
         bound = cast(Callable[P, R], functools.partial(self._method, instance))
 
         def aio(*args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:

@@ -10,21 +10,25 @@ import typer
 from nubes import ids
 from nubes.cli import output
 from nubes.cli.errors import UserError
+from nubes.cli.groups import Group
 from nubes.cli.options import Data, Json, connect
 
-group = typer.Typer(help="Calls that were spawned: their results, by id.", no_args_is_help=True)
+group = typer.Typer(cls=Group, help="Calls that were spawned: their results, by id.", no_args_is_help=True)
 CallId = Annotated[str, typer.Argument(metavar="CALL", help="A call's id, like fc-1x9k2m4p7qr3t.")]
 
 
 def invoke(
     context: typer.Context,
     what: Annotated[str, typer.Argument(metavar="APP/FUNCTION", help="A deployed function, or APP/CLASS.METHOD.")],
-    spawn: Annotated[bool, typer.Option("--spawn", help="Hand the call in and print its id.")] = False,
+    spawn: Annotated[bool, typer.Option("--spawn", help="Hand the call in, print its id, and do not wait.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Do not show what the function prints.")] = False,
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Call a deployed function. Words after it are its arguments: values, --name value, or one JSON object or list."""
+    """Call a deployed function. Words after it are its arguments: values, --name value, or one JSON object or list.
+
+    What a generator yields is printed as it comes, with --json each item on a line of its own.
+    """
     from nubes.cli import arguments
     from nubes.client import find, printing
 
@@ -96,11 +100,13 @@ def get(
 @group.command()
 def cancel(
     call: CallId,
-    terminate: Annotated[bool, typer.Option(help="Also end the instance that runs it.")] = False,
+    terminate: Annotated[
+        bool, typer.Option("--terminate", help="End its instance even if other calls run there.")
+    ] = False,
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Withdraw a call."""
+    """Withdraw a call; if it runs, its instance ends, unless other calls run there."""
     number = ids.parse(call)
     connect(data).cancel(number, terminate)
     if json:
