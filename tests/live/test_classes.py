@@ -42,15 +42,17 @@ def test_an_object_keeps_its_state_in_its_instance() -> None:
 
 
 def test_a_method_is_found_by_name() -> None:
-    down = nubes.Function.from_name("classes", "Counter.countdown")
-    assert nubes.Function.from_name("classes", "Counter.up").remote(by=2) == 2
-    with pytest.raises(nubes.NotFound, match=r"Did you mean .*classes/Counter\.countdown"):
-        nubes.Function.from_name("classes", "Counter.count_down")
+    assert nubes.Function.from_name("classes", "Speller.upper").remote("ab") == "AB"
+    spell = nubes.Function.from_name("classes", "Speller.spell")
+    assert list(spell.remote_gen("ab")) == list(app.Speller().spell.remote("ab")) == ["a", "b"]
     with pytest.raises(nubes.UsageError, match=r"yields items .* \.remote_gen\(\)"):
-        down.remote()
+        spell.remote("ab")
     with pytest.raises(nubes.UsageError, match="yields items"):
-        asyncio.run(down.remote.aio())
-    assert list(down.remote_gen()) == [2, 1]
+        asyncio.run(spell.remote.aio("ab"))
+    with pytest.raises(nubes.UsageError, match="yields items"):
+        list(spell.map(["ab"]))
+    with pytest.raises(nubes.NotFound, match=r"Did you mean .*classes/Speller\.spell"):
+        nubes.Function.from_name("classes", "Speller.spel")
 
 
 def test_parameters_are_checked_here() -> None:
