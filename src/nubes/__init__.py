@@ -8,17 +8,20 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "nubes.app": "App",
-    "nubes.api.calls": "Cls Function FunctionCall",
+    "nubes.api.cls": "Cls",
+    "nubes.api.function": "Function",
+    "nubes.api.function_call": "FunctionCall",
     "nubes.api.decorators": (
         "Cron Period asgi_app batched concurrent enter exit fastapi_endpoint method parameter web_endpoint"
     ),
+    "nubes.executor": "Executor map",
     "nubes.functions.spec": "Retries",
     "nubes.images": "Image",
     "nubes.place": "is_local",
     "nubes.storage": "Dict Queue Secret Volume",
     "nubes.kernel.errors": (
-        "CallCancelled CallFailed CallTimeout InstanceDied NotFound NubesError Overloaded RemoteError Unavailable "
-        "UsageError"
+        "CallCancelled CallFailed CallTimeout FunctionExited InstanceDied NotFound NubesError Overloaded RemoteError "
+        "Unavailable UsageError"
     ),
 }
 _NAMES = {name: module for module, names in _WHERE.items() for name in names.split()}
@@ -31,8 +34,10 @@ __all__ = [  # written out, so that type checkers can read it
     "Cls",
     "Cron",
     "Dict",
+    "Executor",
     "Function",
     "FunctionCall",
+    "FunctionExited",
     "Image",
     "InstanceDied",
     "NotFound",
@@ -54,13 +59,14 @@ __all__ = [  # written out, so that type checkers can read it
     "exit",
     "fastapi_endpoint",
     "is_local",
+    "map",
     "method",
     "parameter",
     "web_endpoint",
 ]
 
 if TYPE_CHECKING:
-    from nubes.api.calls import Cls, Function, FunctionCall
+    from nubes.api.cls import Cls
     from nubes.api.decorators import (
         Cron,
         Period,
@@ -74,13 +80,17 @@ if TYPE_CHECKING:
         parameter,
         web_endpoint,
     )  # fmt: skip
+    from nubes.api.function import Function
+    from nubes.api.function_call import FunctionCall
     from nubes.app import App
+    from nubes.executor import Executor, map
     from nubes.functions.spec import Retries
     from nubes.images import Image
     from nubes.kernel.errors import (
         CallCancelled,
         CallFailed,
         CallTimeout,
+        FunctionExited,
         InstanceDied,
         NotFound,
         NubesError,

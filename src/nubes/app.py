@@ -1,18 +1,16 @@
-"""Apps: what the declarative API starts from. Its other parts are in `nubes.api`."""
+"""Apps: what the declarative API starts from. Its other parts are in `nubes.api`, which knows nothing of them."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-import msgspec
-
-from nubes import client as clients
-from nubes.api.calls import Cls, Function
+from nubes.api.cls import Cls
+from nubes.api.declaring import Defaults, declare
 from nubes.api.decorators import install_parameters, refuse_bare
-from nubes.api.options import spec_of
+from nubes.api.deployment import Deployment
+from nubes.api.function import Function
 from nubes.kernel.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,11 +21,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
-_encode = msgspec.msgpack.Encoder().encode
-
 
 class App:
-    """A set of functions that are deployed together. `image`, `secrets` and `volumes` are defaults for them all."""
+    """Functions that are deployed together. `image`, `secrets`, `volumes` and `keep_alive` are defaults for them all.
+
+    Its functions are called from anywhere: within `with app.run():`, after `app.deploy()`, or just so, which puts the
+    app up for as long as this process lives. Raises `UsageError` for a name that cannot stand in a URL.
+    """
 
     def __init__(
         self,
@@ -41,47 +41,70 @@ class App:
         if not name or any(letter in name for letter in "/#: "):
             raise UsageError(f"{name!r} cannot be the name of an app.", "Use letters, digits, dashes and dots.")
         self.name = name
-        self.image = image
-        self.secrets = tuple(secrets)
-        self.volumes = dict(volumes or {})
-        self.keep_alive = keep_alive
         self.functions: dict[str, Function[Any, Any] | Cls] = {}
         self.entrypoints: dict[str, Callable[..., Any]] = {}
-        self._running = False
+        self.deployment = Deployment(name, lambda: [made.declared for made in self.functions.values()])
+        self._defaults = Defaults(name, image, tuple(secrets), dict(volumes or {}), keep_alive)
 
     @overload
     def function(self, raw: Callable[P, R], /) -> Function[P, R]: ...
     @overload
     def function(self, /, **options: Any) -> Callable[[Callable[P, R]], Function[P, R]]: ...
     def function(self, raw: Any = None, /, **options: Any) -> Any:
-        """Makes a Python function one of the cloud's. For the options see `options`."""
+        """Makes a Python function one of the cloud's: `@app.function(...)`. Raises `UsageError` for what cannot be.
+
+        Sizes are text ("512MiB"), durations text ("5m") or seconds. Options, with their defaults:
+
+        name                    the function's own
+        cpu=0.125               cores it is counted with; a pair is (request, limit)
+        memory="128MiB"         memory it is counted with; a pair is (request, limit)
+        timeout=300             how long a call may run
+        startup_timeout=300     how long an instance may take to import and set up
+        retries=0               how often a failed call is tried again: a number, or nubes.Retries
+        min_instances=0         how many instances are there at all times
+        max_instances=0         how many there may be; 0: no limit
+        buffer_instances=0      how many idle ones stand by
+        keep_alive              the keep-alive policy, e.g. "hybrid-histogram"
+        scaledown_window        "5m" is short for keep_alive="fixed-window(keep=5m)"
+        max_queued=100000       how many calls may wait; more are refused with Overloaded
+        single_use=False        every call gets an instance of its own
+        image                   a nubes.Image: the Python environment it runs in
+        secrets, env            environment variables: nubes.Secret objects, a dictionary
+        volumes                 nubes.Volume objects by path
+        schedule                nubes.Cron(...) or nubes.Period(...)
+        serialized=False        ship the function itself rather than import its file
+        criticality=0, quota="reserved", quota_cpu=0, deadline=0    what queueing policies look at
+        """
         refuse_bare(raw, "app.function")
 
         def wrap(raw: Callable[P, R]) -> Function[P, R]:
             if isinstance(raw, type):
                 raise UsageError(f"{raw.__name__} is a class.", "Use @app.cls() for it.")
-            made = Function(self, raw, spec_of(self, raw, options))
+            made = Function(raw, declare(raw, options, self._defaults), self.deployment)
             self.functions[made.name] = made
             return made
 
         return wrap
 
     def cls(self, raw: Any = None, /, **options: Any) -> Callable[[type], Any]:
-        """Makes a class one of the cloud's: state is set up in `@enter` hooks, `@method`s are called remotely."""
+        """Makes a class one of the cloud's: state is set up in `@enter` hooks, `@method`s are called remotely.
+
+        The options are those of `function`. Raises `UsageError` for what cannot be.
+        """
         refuse_bare(raw, "app.cls")
 
         def wrap(raw: type) -> Cls:
             if not isinstance(raw, type):
                 raise UsageError(f"{getattr(raw, '__name__', raw)!r} is not a class.", "Use @app.function() for it.")
             install_parameters(raw)
-            made = Cls(self, raw, spec_of(self, raw, options))
+            made = Cls(raw, declare(raw, options, self._defaults), self.deployment)
             self.functions[made.name] = made
             return made
 
         return wrap
 
     def local_entrypoint(self, raw: Any = None, /) -> Callable[[F], F]:
-        """Runs here, with `nubes run FILE`, and calls the cloud from there."""
+        """Marks a function that runs here, with `nubes run FILE`, and calls the cloud from there."""
         refuse_bare(raw, "app.local_entrypoint")
 
         def mark(raw: F) -> F:
@@ -92,70 +115,29 @@ class App:
 
     @property
     def registered_functions(self) -> dict[str, Function[Any, Any] | Cls]:
+        """The app's functions and classes, by name."""
         return dict(self.functions)
 
     def include(self, other: App) -> App:
-        """Takes over the functions of another app."""
+        """Takes over the functions of another app; returns this one."""
         for made in other.functions.values():
-            made.app = self
-            made.spec = msgspec.structs.replace(made.spec, name=f"{self.name}/{made.spec.name.partition('/')[2]}")
+            made.move(self.deployment)
             self.functions[made.name] = made
         return self
 
-    def deploy(self, name: str | None = None) -> dict[str, Any]:
+    def deploy(self) -> dict[str, Any]:
         """Puts the app on the control plane, where it stays; returns its name, version and functions."""
-        return self._deploy(ephemeral=False)
-
-    def _deploy(self, ephemeral: bool) -> dict[str, Any]:
-        client = clients.connect()
-        self._prepare(client)
-        specs = [_encode(made.spec) for made in self.functions.values()]
-        answer: dict[str, Any] = client.ask("deploy", app=self.name, functions=specs, ephemeral=ephemeral)
-        self._running = True
-        return answer
+        return self.deployment.keep()
 
     @contextlib.contextmanager
     def run(self) -> Iterator[App]:
         """Runs the app for as long as the block lasts; starts a control plane of its own if none is running."""
-        self._deploy_ephemeral()
+        self.deployment.hold()
         try:
             yield self
         finally:
-            self._running = False
-            if self._held is not None:
-                self._held.stream.close()
-                self._held = None
-
-    _held: clients.Connection | None = None
-    _client: clients.Client | None = None  # of the control plane it runs on
-
-    def _deploy_ephemeral(self) -> None:
-        """An ephemeral app lives as long as the connection that deployed it: keep that one."""
-        client = self._client = clients.connect()
-        self._prepare(client)
-        self._held = clients.Connection(client.path)
-        specs = [_encode(made.spec) for made in self.functions.values()]
-        self._held.ask("deploy", {"app": self.name, "functions": specs, "ephemeral": True})
-        self._running = True
-
-    def _prepare(self, client: clients.Client) -> None:
-        """Images built, secrets handed in: what a deployment needs before it."""
-        for made in self.functions.values():
-            if made.image is not None and made.image.id:
-                client.ask("build", environment=made.image.id, definition=made.image.definition())
-            for secret in made.secrets:
-                secret.hand_in(client)
-            for volume in made.volumes:
-                volume.hand_in(client)
-
-    def _ready(self) -> clients.Client:
-        """The client to call this app's functions with; a call outside `run` starts the app for this process."""
-        if not self._running and os.environ.get("NUBES_APP") is None:
-            self._deploy_ephemeral()
-        self._client = clients.connect()
-        return self._client
+            self.deployment.release()
 
     def stop(self) -> None:
-        """Takes the app off the control plane."""
-        clients.connect(start=False).ask("stop_app", app=self.name)
-        self._running = False
+        """Takes the app off the control plane. Raises `NotFound` if it is not there."""
+        self.deployment.stop()

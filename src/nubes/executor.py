@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from nubes import client as clients
-from nubes.api.calls import FunctionCall
+from nubes.api.calling import Calling
+from nubes.api.function_call import FunctionCall
 from nubes.app import App
 from nubes.functions.spec import Retries
 from nubes.jobs import Job, direct, dumps, failure, put, stored, unwrap
@@ -29,18 +30,40 @@ PATIENCE_S = 1.0  # how often calls are looked at that have left no result; the 
 ATTEMPTS = 5
 
 
-def map(fn: Callable[..., Any], *iterables: Iterable[Any], instances: int = 0) -> Iterator[Any]:
-    """`fn` over items, in the cloud; yields results in order. What a call raises is raised when its turn comes."""
+def map(
+    fn: Callable[..., Any],
+    *iterables: Iterable[Any],
+    order_outputs: bool = True,
+    return_exceptions: bool = False,
+    instances: int = 0,
+) -> Iterator[Any]:
+    """Python's `map` in the cloud, for a function that need not be declared; yields results in order, or as they come.
+
+    The iterables are taken as the results are. What a call raises is raised when its turn comes, and cancels the rest;
+    with `return_exceptions` it is yielded. At most `instances` run at a time (0: as many as fit).
+    """
+    if isinstance(fn, Calling):
+        yield from fn.map(*iterables, order_outputs=order_outputs, return_exceptions=return_exceptions)
+        return
     with Executor(instances=instances) as executor:
-        for future in executor.map(fn, *iterables):
-            yield future.result()
+        code = executor.stored_code(fn)
+        inputs = ((*code, args) for args in zip(*iterables, strict=False))
+        calls = executor.direct.starmap(inputs, order_outputs=order_outputs, return_exceptions=return_exceptions)
+        for attempt in calls:
+            if isinstance(attempt, Exception):
+                yield attempt
+            elif return_exceptions and not attempt[0]:
+                yield failure(attempt)
+            else:
+                yield unwrap(attempt)
 
 
 class Executor:
-    """Runs functions that were never declared.
+    """Runs functions that were never declared, any number of them, and gives futures of `concurrent.futures`.
 
     `submit="direct"` hands calls to instances at once; `"storage"` makes a job that survives a crash of this process
-    and is continued by a `map` with the same job id. At most `instances` run at a time (0: as many as fit).
+    and is continued by a `map` with the same job id. At most `instances` run at a time (0: as many as fit),
+    with `cpu` cores and `timeout` ("5m", or seconds) each.
     """
 
     def __init__(
@@ -60,25 +83,25 @@ class Executor:
         self._thread.start()
         self._closed = False
         if submit == "direct":
-            self.app._deploy_ephemeral()
-        elif not self.client.ask("functions", app=self.app.name):
-            self.app.deploy()  # it stays, as its jobs do
-        self.app._running = True
+            self.app.deployment.hold()
+        elif self.client.ask("functions", app=self.app.name):
+            self.app.deployment.attach()
+        else:
+            self.app.deployment.keep()  # it stays, as its jobs do
 
     def call_async(self, fn: Callable[..., Any], *args: Any) -> Future[Any]:
-        """One call."""
+        """The future of one call of `fn`."""
         return self.map(fn, *([arg] for arg in args))[0] if args else self.map(lambda _: fn(), [None])[0]
 
     def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], job: str = "") -> list[Future[Any]]:
         """A future for each item. With `submit="storage"`, a job of that id is continued: what is finished stays."""
         items = list(zip(*iterables, strict=False))
-        digest = self._upload(dumps(fn))
+        folder, digest = self.stored_code(fn)
         if self.submit == "direct":
             if job:
                 raise UsageError(f"job={job!r} needs storage.", 'Make the executor with submit="storage".')
-            folder = str(self._jobs())
             return [self._submit(self._direct(folder, digest, args)) for args in items]
-        made = Job(self._jobs() / (job or os.urandom(6).hex()))
+        made = Job(Path(folder) / (job or os.urandom(6).hex()))
         made.create(digest, items)
         futures: list[Future[Any]] = [Future() for _ in items]
         self._submit(self._follow(made, futures))
@@ -88,7 +111,7 @@ class Executor:
     def wait(
         futures: Iterable[Future[Any]], timeout: float | None = None, return_when: str = ALL_COMPLETED
     ) -> tuple[set[Future[Any]], set[Future[Any]]]:
-        """(done, not done), once all are, or the first is (`FIRST_COMPLETED`), or `timeout` seconds passed."""
+        """Waits until all are done, the first is (`FIRST_COMPLETED`), or `timeout` seconds passed: (done, not done)."""
         done, pending = concurrent.futures.wait(list(futures), timeout, return_when)
         return done, pending
 
@@ -99,9 +122,7 @@ class Executor:
             asyncio.run_coroutine_threadsafe(self._quit(), self._loop).result()
             self._thread.join()
             self._loop.close()
-            if self.app._held is not None:
-                self.app._held.stream.close()
-                self.app._held = None
+            self.app.deployment.release()
 
     def __enter__(self) -> Executor:
         return self
@@ -124,12 +145,14 @@ class Executor:
         (folder / "code").mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _upload(self, code: bytes) -> str:
+    def stored_code(self, fn: Callable[..., Any]) -> tuple[str, str]:
+        """Stores a function's code, once; where instances find it: the jobs' folder and the code's hash."""
+        code = dumps(fn)
         digest = hashlib.sha256(code).hexdigest()[:32]
-        path = self._jobs() / "code" / digest
-        if not path.exists():
-            put(path, code)
-        return digest
+        folder = self._jobs()
+        if not (folder / "code" / digest).exists():
+            put(folder / "code" / digest, code)
+        return str(folder), digest
 
     async def _direct(self, folder: str, digest: str, args: tuple[Any, ...]) -> Any:
         return unwrap(await self.direct.remote.aio(folder, digest, args))

@@ -37,6 +37,7 @@ class _Elsewhere:
                 f"Image.{self._name} needs containers, and functions here are processes of this machine.", self._instead
             )
 
+        refuse.__doc__ = f"Not in nubes, which runs no containers. {self._instead}"
         return refuse
 
 

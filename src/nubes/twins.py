@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from nubes import client as clients
 
@@ -26,6 +26,36 @@ class Twins(Generic[P, R]):
         return self._blocking(*args, **kwargs)
 
 
+class twin:
+    """A blocking method with an async twin, `@twin(its_async_form)`; made for an object when it is first used there."""
+
+    def __init__(self, aio: Callable[..., Any]) -> None:
+        self._aio = aio
+
+    def __call__(self, blocking: Callable[Concatenate[S, P], R]) -> _TwinMethod[S, P, R]:
+        return _TwinMethod(blocking, self._aio)
+
+
+class _TwinMethod(Generic[S, P, R]):
+    def __init__(self, blocking: Callable[Concatenate[S, P], R], aio: Callable[..., Any]) -> None:
+        self._blocking = blocking
+        self._aio = aio
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Callable[Concatenate[S, P], R]: ...
+    @overload
+    def __get__(self, instance: S, owner: type) -> Twins[P, R]: ...
+    def __get__(self, instance: S | None, owner: type) -> Any:
+        if instance is None:
+            return self._blocking
+        made = Twins(self._blocking.__get__(instance), self._aio.__get__(instance))
+        instance.__dict__[self._name] = made  # found there from now on, without coming here
+        return made
+
+
 class Ask(Protocol):
     """Asks the control plane something. See `nubes.drivers.local.asks`."""
 
@@ -37,7 +67,7 @@ async def _asks_blocking(name: str, /, **arguments: Any) -> Any:
 
 
 async def _asks_async(name: str, /, **arguments: Any) -> Any:
-    return await clients.connect().ask_async(name, **arguments)
+    return await clients.connect().aio.ask(name, **arguments)
 
 
 def _finish(work: Coroutine[Any, Any, R]) -> R:
@@ -56,7 +86,13 @@ class asking(Generic[S, P, R]):
         self._method = method
         self.__doc__ = method.__doc__
 
-    def __get__(self, instance: S, owner: type[S]) -> Twins[P, R]:
+    @overload
+    def __get__(self, instance: None, owner: type[S]) -> Callable[Concatenate[S, Ask, P], Coroutine[Any, Any, R]]: ...
+    @overload
+    def __get__(self, instance: S, owner: type[S]) -> Twins[P, R]: ...
+    def __get__(self, instance: S | None, owner: type[S]) -> Any:
+        if instance is None:
+            return self._method
         method = self._method
 
         @functools.wraps(method)
@@ -76,7 +112,13 @@ class threaded(Generic[S, P, R]):
         self._method = method
         self.__doc__ = method.__doc__
 
-    def __get__(self, instance: S, owner: type[S]) -> Twins[P, R]:
+    @overload
+    def __get__(self, instance: None, owner: type[S]) -> Callable[Concatenate[S, P], R]: ...
+    @overload
+    def __get__(self, instance: S, owner: type[S]) -> Twins[P, R]: ...
+    def __get__(self, instance: S | None, owner: type[S]) -> Any:
+        if instance is None:
+            return self._method
         bound = cast(Callable[P, R], functools.partial(self._method, instance))
 
         def aio(*args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:

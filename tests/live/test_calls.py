@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import itertools
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -178,12 +179,29 @@ def test_remote_exceptions_come_as_themselves() -> None:
     assert "calls_app.py" in shown
     with pytest.raises(nubes.RemoteError, match="it holds a lock"):
         app.fail.remote("unpicklable")
-    with pytest.raises(RuntimeError, match=r"SystemExit\(3\)"):
-        app.fail.remote("exit")
     with pytest.raises(TypeError, match="pickle"):
         app.fail.remote("unpicklable result")
     with pytest.raises(app.Refused):
         app.fail.spawn("own").get()
+    assert app.add.remote(1) == 2
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(3, 3), (0, 0), (None, 0), ("no more", 1)])
+def test_sys_exit_there_is_an_error_here_with_its_code(code: Any, exit_code: int) -> None:
+    for function in (app.leave, app.leave_async):
+        with pytest.raises(nubes.FunctionExited, match=r"The function called sys\.exit\(") as caught:
+            function.remote(code)
+        assert caught.value.exit_code == exit_code
+        assert pickle.loads(pickle.dumps(caught.value)).exit_code == exit_code
+    (error,) = app.leave.map([code], return_exceptions=True)
+    assert isinstance(error, nubes.FunctionExited)
+
+
+def test_nothing_that_a_function_raises_ends_its_caller() -> None:
+    with pytest.raises(nubes.RemoteError, match="CancelledError"):
+        app.cancel_itself.remote()
+    with pytest.raises(ConnectionResetError, match="of the function's"):
+        list(app.fail.map(["connection"]))
     assert app.add.remote(1) == 2
 
 
@@ -209,8 +227,12 @@ def test_generators_stream() -> None:
     with pytest.raises(RuntimeError, match="lost count"):
         got.extend(app.count_to.remote(5, fail_at=2))
     assert got == [0, 1]
-    with pytest.raises(nubes.UsageError, match="cannot be spawned"):
-        app.count_to.spawn(3)
+    for call in (app.count_to.spawn, app.count_to.map):
+        with pytest.raises(nubes.UsageError, match=r"cannot be called with .* Use \.remote_gen\(\)"):
+            call([3])
+    for wrong in (app.count_to.remote.aio(3), app.count_to.spawn.aio(3)):
+        with pytest.raises(nubes.UsageError, match="cannot be called with"):
+            asyncio.run(wrong)
 
 
 def test_leaving_a_generator_ends_it(tmp_path: Path) -> None:
@@ -267,6 +289,43 @@ def test_leaving_a_map_cancels_the_rest(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.done"))) <= done + 16 < 200
 
 
+def test_a_failure_in_a_map_cancels_the_rest(tmp_path: Path) -> None:
+    inputs = [("leave", str(tmp_path / "0"))] + [("mark", str(tmp_path / str(n))) for n in range(1, 200)]
+    with pytest.raises(nubes.FunctionExited):
+        list(app.leave_or_mark.starmap(inputs))
+    until(lambda: not [c for c in status()["calls"] if c["function"] == "calls/leave_or_mark"])
+    assert len(list(tmp_path.glob("*.done"))) < 200
+
+
+def test_leaving_an_async_map_cancels_the_rest(tmp_path: Path) -> None:
+    paths = [(str(tmp_path / str(n)), 0.1) for n in range(200)]
+
+    async def leave() -> None:
+        results = app.mark.starmap.aio(paths)
+        async for _ in results:
+            break
+        await results.aclose()
+        assert await app.add.remote.aio(1) == 2  # on the same connection
+
+    asyncio.run(leave())
+    until(lambda: not [c for c in status()["calls"] if c["function"] == "calls/mark"])
+    assert len(list(tmp_path.glob("*.done"))) < 200
+
+
+def test_many_wait_for_the_same_call() -> None:
+    async def wait() -> None:
+        call = await app.after.spawn.aio(0.8, "late")
+        long = [asyncio.create_task(call.get.aio()) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(nubes.CallTimeout):
+            await call.get.aio(timeout=0)
+        with pytest.raises(nubes.CallTimeout):
+            await call.get.aio(timeout=0.1)
+        assert await asyncio.wait_for(asyncio.gather(*long), 20) == ["late", "late"]
+
+    asyncio.run(wait())
+
+
 def test_timeouts() -> None:
     begun = time.monotonic()
     with pytest.raises(nubes.CallTimeout, match=r"longer than its timeout of 0\.3 s"):
@@ -293,12 +352,27 @@ def test_a_key_makes_calls_one(tmp_path: Path) -> None:
     calls = [keyed.spawn(str(tmp_path / "n")) for _ in range(5)]
     assert [call.get() for call in calls] == [1] * 5
     assert (tmp_path / "n").read_text() == "x"
+    with pytest.raises(nubes.UsageError, match="every call of a map would be the same one"):
+        keyed.map([str(tmp_path / "n")])
 
 
 def test_a_chain_hands_results_on() -> None:
     assert app.add.then(app.add, app.double_unless_three).remote(1, b=2) == 8
     with pytest.raises(ValueError, match="not 3"):
         app.add.then(app.double_unless_three).remote(2)
+    chain = app.add.then(app.double_unless_three)
+    assert list(chain.map([3, 4])) == [8, 10]
+    assert chain.spawn(3).get() == 8
+    assert chain.with_key("a chain's").remote(4) == 10
+
+    async def calls() -> None:
+        assert await (await chain.spawn.aio(3)).get.aio() == 8
+        assert [x async for x in chain.map.aio([3, 4])] == [8, 10]
+
+    asyncio.run(calls())
+    for broken in (lambda: app.add.then(app.count_to), lambda: app.count_to.then(app.add)):
+        with pytest.raises(nubes.UsageError, match="cannot be part of a chain"):
+            broken()
 
 
 def test_functions_call_functions() -> None:
@@ -325,7 +399,7 @@ def test_a_deployed_function_is_found_by_name() -> None:
     found = nubes.Function.from_name("calls", "add")
     assert found.remote(1) == 2
     assert list(nubes.Function.from_name("calls", "count_to").remote(2)) == [0, 1]
-    with pytest.raises(nubes.NotFound, match=r"App 'calls' has: .*add"):
+    with pytest.raises(nubes.NotFound, match="Did you mean .*calls/add"):
         nubes.Function.from_name("calls", "ad")
 
 

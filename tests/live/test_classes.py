@@ -41,6 +41,20 @@ def test_an_object_keeps_its_state_in_its_instance() -> None:
     assert other.up.spawn(1).get() == 104
 
 
+def test_a_method_is_found_by_name() -> None:
+    assert nubes.Function.from_name("classes", "Speller.upper").remote("ab") == "AB"
+    spell = nubes.Function.from_name("classes", "Speller.spell")
+    assert list(spell.remote_gen("ab")) == list(app.Speller().spell.remote("ab")) == ["a", "b"]
+    with pytest.raises(nubes.UsageError, match=r"yields items .* \.remote_gen\(\)"):
+        spell.remote("ab")
+    with pytest.raises(nubes.UsageError, match="yields items"):
+        asyncio.run(spell.remote.aio("ab"))
+    with pytest.raises(nubes.UsageError, match="yields items"):
+        list(spell.map(["ab"]))
+    with pytest.raises(nubes.NotFound, match=r"Did you mean .*classes/Speller\.spell"):
+        nubes.Function.from_name("classes", "Speller.spel")
+
+
 def test_parameters_are_checked_here() -> None:
     with pytest.raises(TypeError, match="takes no"):
         app.Counter(end=3).up.remote()
@@ -173,3 +187,7 @@ def test_declarations_that_cannot_be() -> None:
         other.function(min_instances=3, max_instances=2)(lambda: 1)
     with pytest.raises(nubes.UsageError, match="no method that can be called"):
         other.cls()(type("Empty", (), {}))
+    with pytest.raises(nubes.UsageError, match=r"Put @app\.function\(\) on top"):
+        nubes.concurrent(max_inputs=2)(other.function(name="late")(len))
+    with pytest.raises(nubes.UsageError, match="min_instances=-1 is negative"):
+        other.function(min_containers=-1)(lambda: 1)

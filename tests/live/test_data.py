@@ -149,7 +149,7 @@ def test_a_client_that_is_killed_leaves_no_segment_behind() -> None:
     process = script(
         "import data_app as app, numpy as np, os, threading, time\n"
         "threading.Timer(1.0, lambda: os.kill(os.getpid(), 9)).start()\n"
-        "app.app._running = True\n"
+        "app.app.deployment.attach()\n"
         "app.sleep_with.remote(np.ones(1 << 20))\n"
     )
     assert until(lambda: [name for name in segments() if f"-{process.pid}-" in name])
@@ -160,7 +160,7 @@ def test_a_client_that_is_killed_leaves_no_segment_behind() -> None:
 def test_a_full_shared_memory_is_an_error_not_a_crash() -> None:
     size = os.statvfs(client.connect().shared)
     total = size.f_blocks * size.f_frsize
-    segment = client.connect().segments
+    segment = client.connect().arguments.segments
     begun = time.monotonic()
     with pytest.raises(OSError, match="No space left"):
         segment._take(total + (1 << 30))

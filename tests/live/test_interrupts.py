@@ -14,7 +14,7 @@ from real import script, status, until
 
 import nubes
 
-CLIENT = "import calls_app as a, nubes\na.app._running = True\n"
+CLIENT = "import calls_app as a, nubes\na.app.deployment.attach()\n"
 
 
 @pytest.fixture(scope="module", autouse=True)

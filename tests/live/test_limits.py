@@ -113,7 +113,7 @@ def test_nothing_is_left_of_a_control_plane_that_is_killed(tmp_path: Path) -> No
     process = script(
         "import os; os.environ['NUBES_DATA'] = sys.argv[1]\n"
         "import limits_app as a, nubes\n"
-        "a.app._deploy_ephemeral()\n"
+        "a.app.deployment.hold()\n"
         "s = nubes.client.connect().ask('status')\n"
         "c = a.bystander.spawn(600); pid = a.bystander.remote()\n"
         "s = nubes.client.connect().ask('status')\n"
@@ -136,7 +136,7 @@ def test_nothing_is_left_when_the_client_of_an_embedded_cloud_is_killed(tmp_path
     process = script(
         "import os; os.environ['NUBES_DATA'] = sys.argv[1]\n"
         "import limits_app as a, nubes\n"
-        "a.app._deploy_ephemeral()\n"
+        "a.app.deployment.hold()\n"
         "pid = a.bystander.remote(); print(nubes.client.connect().pid, pid, flush=True)\n"
         "os.kill(os.getpid(), 9)\n",
         str(tmp_path / "data"),

@@ -30,6 +30,32 @@ def test_lambdas_closures_and_local_modules(data: Path) -> None:
     assert list(cloud_map(pow, [2, 3], [3, 2])) == [8, 9]
 
 
+def test_the_map_at_the_top(data: Path) -> None:
+    import nubes
+
+    assert list(nubes.map(lambda x: x * x, range(300))) == [x * x for x in range(300)]
+    assert sorted(nubes.map(abs, [-2, 1], order_outputs=False)) == [1, 2]
+    taken = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal taken
+        while True:
+            yield taken
+            taken += 1
+
+    results = nubes.map(lambda x: 10 // x if x else "none", endless())
+    assert [next(results), next(results)] == ["none", 10]
+    results.close()
+    assert taken < 50_000
+    bad, good = nubes.map(lambda x: 10 // x, [0, 5], return_exceptions=True)
+    assert isinstance(bad, ZeroDivisionError)
+    assert good == 2
+    with pytest.raises(ZeroDivisionError):
+        list(nubes.map(lambda x: 10 // x, [0, 5]))
+    app = nubes.App("declared")
+    assert list(nubes.map(app.function(serialized=True)(lambda x: x + 1), [1, 2])) == [2, 3]
+
+
 @pytest.mark.parametrize("submit", ["direct", "storage"])
 def test_what_is_raised_is_raised_here(data: Path, submit: str) -> None:
     def bad(x: int) -> int:

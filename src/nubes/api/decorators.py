@@ -14,8 +14,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def _marks(name: str, value: Any) -> Callable[[F], F]:
     def mark(target: F) -> F:
-        raw = getattr(target, "__nubes_raw__", target)
-        setattr(raw, name, value)
+        if hasattr(target, "__nubes_raw__"):
+            own = getattr(target, "name", "the function")
+            raise UsageError(f"A decorator stands above @app.function() of {own}.", "Put @app.function() on top.")
+        setattr(target, name, value)
         return target
 
     return mark

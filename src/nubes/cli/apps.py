@@ -9,10 +9,11 @@ import typer
 
 from nubes import ids
 from nubes.cli import output
+from nubes.cli.groups import Group
 from nubes.cli.options import Data, Json, connect, folder
 from nubes.kernel.errors import NotFound, UsageError
 
-group = typer.Typer(help="Apps: list them, see their versions.", no_args_is_help=True)
+group = typer.Typer(cls=Group, help="Apps: which are deployed, and which versions there were.", no_args_is_help=True)
 
 
 def stop(
@@ -53,8 +54,13 @@ def list_(data: Data = None, json: Json = False) -> None:
 
 
 @group.command()
-def history(app: Annotated[str, typer.Argument(help="The app's name.")], data: Data = None, json: Json = False) -> None:
-    """When which version of an app was deployed, from the log."""
+def history(
+    app: Annotated[str, typer.Argument(metavar="APP", help="The app's name.")], data: Data = None, json: Json = False
+) -> None:
+    """When which version of an app was deployed, from the log.
+
+    To go back to an earlier version, bring its files back (`git checkout`) and deploy them; nubes keeps no copy.
+    """
     found = _history(app, data)
     if json:
         output.as_json(found)

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-import difflib
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Generator, Iterator
+from typing import Annotated, Any
 
 import typer
 
 from nubes import ids
 from nubes.cli import output
 from nubes.cli.errors import UserError
+from nubes.cli.groups import Group
 from nubes.cli.options import Data, Json, connect
-from nubes.kernel.errors import NotFound
 
-if TYPE_CHECKING:
-    from nubes.client import Client, Target
-
-group = typer.Typer(help="Calls that were spawned: their results, by id.", no_args_is_help=True)
+group = typer.Typer(cls=Group, help="Calls that were spawned: their results, by id.", no_args_is_help=True)
 CallId = Annotated[str, typer.Argument(metavar="CALL", help="A call's id, like fc-1x9k2m4p7qr3t.")]
 
 
 def invoke(
     context: typer.Context,
     what: Annotated[str, typer.Argument(metavar="APP/FUNCTION", help="A deployed function, or APP/CLASS.METHOD.")],
-    spawn: Annotated[bool, typer.Option("--spawn", help="Hand the call in and print its id.")] = False,
+    spawn: Annotated[bool, typer.Option("--spawn", help="Hand the call in, print its id, and do not wait.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Do not show what the function prints.")] = False,
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Call a deployed function. Words after it are its arguments: values, --name value, or one JSON object or list."""
+    """Call a deployed function. Words after it are its arguments: values, --name value, or one JSON object or list.
+
+    What a generator yields is printed as it comes, with --json each item on a line of its own.
+    """
     from nubes.cli import arguments
-    from nubes.client import printing
+    from nubes.client import find, printing
 
     client = connect(data)
     printing.printer = output.log_printer(quiet)
-    target, generator = _find(client, what)
+    target, generator = find(client, what)
     args, kwargs = arguments.loose(context.args)
     if spawn:
         call = ids.show(client.spawn(target, tuple(args), kwargs))
@@ -44,32 +44,26 @@ def invoke(
             print(call)
         return
     try:
-        if generator:
-            for item in client.stream(target, tuple(args), kwargs):
-                _show(item, json)
-        else:
-            _show(client.remote(target, tuple(args), kwargs), json)
+        for item in _items(client.stream(target, tuple(args), kwargs), generator):
+            _show(item, json)
     except (KeyboardInterrupt, SystemExit):
         raise
     except Exception as error:
         raise UserError(error) from None
 
 
-def _find(client: Client, what: str) -> tuple[Target, bool]:
-    """What to call, and whether it is a generator. Raises `NotFound` with the nearest names."""
-    from nubes.client import Target
-
-    known: dict[str, tuple[Target, bool]] = {}
-    for f in client.ask("functions"):
-        if f["kind"] == "class":
-            known.update({f"{f['name']}.{method}": (Target(f["name"], method), False) for method in f["methods"]})
-        else:
-            known[f["name"]] = (Target(f["name"]), f["generator"])
-    if what in known:
-        return known[what]
-    near = difflib.get_close_matches(what, known, 3, 0.5)
-    there = f"There are: {', '.join(known)}." if known else "Deploy an app first: `nubes deploy app.py`."
-    raise NotFound(f"No function {what!r} is deployed.", f"Did you mean {' or '.join(near)}?" if near else there)
+def _items(returned: Generator[Any, None, Any], generator: bool) -> Iterator[Any]:
+    """What a call yields; if that is nothing, and it is no generator, the one value that it returns."""
+    yielded = generator
+    while True:
+        try:
+            item = next(returned)
+        except StopIteration as end:
+            if not yielded:
+                yield end.value
+            return
+        yielded = True
+        yield item
 
 
 def _show(value: Any, json: bool) -> None:
@@ -106,11 +100,13 @@ def get(
 @group.command()
 def cancel(
     call: CallId,
-    terminate: Annotated[bool, typer.Option(help="Also end the instance that runs it.")] = False,
+    terminate: Annotated[
+        bool, typer.Option("--terminate", help="End its instance even if other calls run there.")
+    ] = False,
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Withdraw a call."""
+    """Withdraw a call; if it runs, its instance ends, unless other calls run there."""
     number = ids.parse(call)
     connect(data).cancel(number, terminate)
     if json:

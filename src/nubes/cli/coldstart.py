@@ -9,6 +9,7 @@ import typer
 
 from nubes import ids
 from nubes.cli import output
+from nubes.cli.groups import Group
 from nubes.cli.options import Data, Json, folder
 from nubes.kernel.errors import UsageError
 from nubes.kernel.units import show_seconds
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from nubes.replay.advice import Advice
     from nubes.replay.ledger import Ledger
 
-group = typer.Typer(help="Cold starts: what they are made of, and what would spare them.", no_args_is_help=True)
+group = typer.Typer(
+    cls=Group, help="Cold starts: what they are made of, and what would spare them.", no_args_is_help=True
+)
 
 
 @group.callback()

@@ -8,11 +8,13 @@ import typer
 
 from nubes.cli import apps, calls, coldstart, logs, policies, replays, run, server, settings, status
 from nubes.cli.errors import Exit
+from nubes.cli.groups import Group
 
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # words that are not ours are the function's
 
 app = typer.Typer(
     name="nubes",
+    cls=Group,
     help="A cloud for ML and data work that you run yourself.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from nubes.kernel.errors import NubesError
+from nubes.kernel.errors import FunctionExited, NubesError
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -65,7 +65,7 @@ def say(text: str) -> None:
 
 def _of_nubes(error: NubesError) -> int:
     remote = _remote(error)
-    if remote:
+    if remote and not isinstance(error, FunctionExited):
         print(remote.rstrip(), file=sys.stderr, flush=True)
         return 1
     say(str(error))

@@ -28,7 +28,7 @@ def logs(
     ] = None,
     tail: Annotated[int | None, typer.Option(min=0, help="Only the last so many lines.")] = None,
     search: Annotated[str, typer.Option(help="Only lines with this text in them.")] = "",
-    timestamps: Annotated[bool, typer.Option(help="Show when each line was printed.")] = False,
+    timestamps: Annotated[bool, typer.Option("--timestamps", help="Show when each line was printed.")] = False,
     data: Data = None,
     json: Json = False,
 ) -> None:

@@ -13,7 +13,7 @@ from nubes import config
 if TYPE_CHECKING:
     from nubes.client import Client
 
-Data = Annotated[str | None, typer.Option("--data", help="The data folder.", show_default=False)]
+Data = Annotated[str | None, typer.Option("--data", help="The data folder; else what `nubes config show` says.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Trailing = Annotated[typer.Context, typer.Argument(hidden=True)]
 

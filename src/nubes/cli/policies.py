@@ -7,17 +7,24 @@ from typing import Annotated, Any
 import typer
 
 from nubes.cli import output
+from nubes.cli.groups import Group
 from nubes.cli.options import Data, Json, connect, settle
 from nubes.kernel.errors import Unavailable
 
-group = typer.Typer(help="Policies: what there is, what decides, switch it live.", no_args_is_help=True)
+group = typer.Typer(
+    cls=Group, help="Policies: which there are, which decide now, and switching them.", no_args_is_help=True
+)
 
 
 @group.command("set")
 def set_(
-    seam: Annotated[str, typer.Argument(help="keep-alive, queueing or cold-start.")],
-    policy: Annotated[str, typer.Argument(help="A name, or a name with arguments: fixed-window(keep=10m).")],
-    function: Annotated[str, typer.Option(help="Only for this function (keep-alive alone).")] = "",
+    seam: Annotated[str, typer.Argument(metavar="SEAM", help="keep-alive, queueing or cold-start.")],
+    policy: Annotated[
+        str, typer.Argument(metavar="POLICY", help="A name, or a name with arguments: fixed-window(keep=10m).")
+    ],
+    function: Annotated[
+        str, typer.Option(metavar="APP/FUNCTION", help="Only for this function; keep-alive alone.")
+    ] = "",
     data: Data = None,
     json: Json = False,
 ) -> None:
@@ -34,7 +41,9 @@ def set_(
 
 @group.command("list")
 def list_(
-    seam: Annotated[str, typer.Argument(help="Only of this seam.")] = "", data: Data = None, json: Json = False
+    seam: Annotated[str, typer.Argument(metavar="[SEAM]", help="Only of this seam.")] = "",
+    data: Data = None,
+    json: Json = False,
 ) -> None:
     """Every policy there is; those that decide now are marked."""
     from nubes.kernel.policy import SEAMS, find, policies

@@ -21,7 +21,11 @@ from nubes.kernel.units import size_bytes
 
 Progress = Callable[[float, str], None]
 Trace = Annotated[
-    str, typer.Argument(help="A folder, a name below NUBES_TRACES, or a generator. Left out: what this nubes recorded.")
+    str,
+    typer.Argument(
+        metavar="[TRACE]",
+        help="A folder, a name below NUBES_TRACES, or a generator. Left out: what this nubes recorded.",
+    ),
 ]
 Html = Annotated[Path | None, typer.Option(help="Write a page with the distributions drawn.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many times, with other random draws, what a trace leaves open.")]

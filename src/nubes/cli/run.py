@@ -19,9 +19,16 @@ if TYPE_CHECKING:
     from nubes.cli.target import Entry
 
 What = Annotated[
-    str, typer.Argument(metavar="FILE[::NAME]", help="A Python file, or with -m a module, and what in it.")
+    str,
+    typer.Argument(
+        metavar="FILE[::NAME]",
+        help="A Python file, and in it a function, CLASS.METHOD or entrypoint: else the only one.",
+    ),
 ]
-AsModule = Annotated[bool, typer.Option("-m", "--module", help="It is the name of a module, not a file.")]
+AppOf = Annotated[
+    str, typer.Argument(metavar="FILE[::APP]", help="A Python file, and in it an app: else the only one.")
+]
+AsModule = Annotated[bool, typer.Option("-m", "--module", help="FILE is a module like package.module.")]
 
 
 def run(
@@ -38,7 +45,10 @@ def run(
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Run a function or an entrypoint with the words after it as arguments; no server is needed."""
+    """Run a function or an entrypoint with the words after it as arguments; no server is needed.
+
+    `nubes run FILE::NAME --help` shows its arguments. What it gives to sys.exit is the exit code.
+    """
     asks_help = {"--help", "-h"} & set(context.args)
     if not what or {what} & {"--help", "-h"}:
         if not what and not asks_help:
@@ -153,8 +163,8 @@ def _write(path: Path, result: Any) -> None:
         raise UsageError(f"The result cannot be written to {path}: {error.strerror}.", "Choose another file.") from None
 
 
-def deploy(what: What, as_module: AsModule = False, data: Data = None, json: Json = False) -> None:
-    """Put an app on the running control plane, where it stays."""
+def deploy(what: AppOf, as_module: AsModule = False, data: Data = None, json: Json = False) -> None:
+    """Put an app on the running control plane, where it stays; an earlier version makes way."""
     folder = Path(settle(data=data)["data"].value)
     from nubes.cli import target
 

@@ -6,9 +6,10 @@ import typer
 
 from nubes import config
 from nubes.cli import output
+from nubes.cli.groups import Group
 from nubes.cli.options import Data, Json
 
-group = typer.Typer(help="Settings, and where each comes from.", no_args_is_help=True)
+group = typer.Typer(cls=Group, help="Settings, and where each comes from.", no_args_is_help=True)
 
 
 @group.command()

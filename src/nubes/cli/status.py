@@ -19,7 +19,9 @@ SHOWN = 20  # rows of instances and calls that people get to see
 def ps(
     data: Data = None,
     json: Json = False,
-    everything: Annotated[bool, typer.Option("-a", "--all", help=f"More than {SHOWN} instances and calls.")] = False,
+    everything: Annotated[
+        bool, typer.Option("-a", "--all", help=f"Show all instances and calls, not just {SHOWN}.")
+    ] = False,
 ) -> None:
     """Show what runs: apps, functions, instances, parents in the process tree, calls, and what it costs."""
     status: dict[str, Any] = connect(data).ask("status")

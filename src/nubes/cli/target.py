@@ -12,7 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from nubes.api.calls import Cls, Function
+from nubes.api.cls import Cls
+from nubes.api.function import Function
 from nubes.app import App
 from nubes.cli.errors import UserError
 from nubes.drivers.local import loading

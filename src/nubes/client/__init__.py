@@ -3,6 +3,16 @@
 from nubes.client.client import Client
 from nubes.client.connection import Connection, Target
 from nubes.client.finding import connect, data_folder, disconnect
-from nubes.client.outcomes import failure, outcome
+from nubes.client.lookup import find
+from nubes.client.outcomes import failure
 
-__all__ = ["Client", "Connection", "Target", "connect", "data_folder", "disconnect", "failure", "outcome"]
+__all__ = [
+    "Client",
+    "Connection",
+    "Target",
+    "connect",
+    "data_folder",
+    "disconnect",
+    "failure",
+    "find",
+]

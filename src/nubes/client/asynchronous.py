@@ -1,127 +1,87 @@
-"""Many calls at once over one connection of an event loop."""
+"""Calls on one control plane from event loops: one connection for each loop, many calls at once on it."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 from nubes import ids
-from nubes.client.connection import Target, numbers
-from nubes.client.printing import show
+from nubes.client.arguments import Arguments
+from nubes.client.connection import Target, answered, open_socket
+from nubes.client.multiplexing import AsyncConnection
+from nubes.client.outcomes import outcome, outcome_or_error, value
+from nubes.client.patience import Patience
+from nubes.client.window import Inputs, Window
 from nubes.drivers.local import wire
-from nubes.functions.events import FAILED
-from nubes.kernel.errors import CallTimeout
+from nubes.kernel.errors import Unavailable
 
 
-class AsyncConnection:
-    """Many calls at once over one connection of an event loop."""
+class AsyncClient:
+    """The methods of `Client`, for event loops. A task that is cancelled cancels the call it waits for."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-        from nubes.drivers.local.peer import Peer
+    def __init__(self, path: str, arguments: Arguments) -> None:
+        self.path = path
+        self.arguments = arguments
+        self._connections: dict[int, AsyncConnection] = {}
 
-        self.loop = loop
-        self.waiting: dict[int, asyncio.Future[list[Any]]] = {}
-        self.streams: dict[int, asyncio.Queue[list[Any]]] = {}
-        self.asked: dict[int, asyncio.Future[list[Any]]] = {}
-        self.peer = Peer(loop, sock, self._frame, self._lost)
-        self.peer.send(wire.pack(wire.HELLO, 1))
+    def renew(self) -> None:
+        """After a fork: the connections are the parent's."""
+        self._connections = {}
 
-    @property
-    def closed(self) -> bool:
-        return self.peer.closed
+    def _connection(self) -> AsyncConnection:
+        loop = asyncio.get_running_loop()
+        connection = self._connections.get(id(loop))
+        if connection is None or connection.closed or connection.loop is not loop:
+            connection = self._connections[id(loop)] = AsyncConnection(loop, open_socket(self.path))
+        return connection
 
-    def begin(self, target: Target, data: bytes, keep: bool, route: tuple[str, ...]) -> asyncio.Future[list[Any]]:
+    async def ask(self, name: str, /, **arguments: Any) -> Any:
+        return answered(await self._connection().put(name, arguments))
+
+    async def remote(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        data = self.arguments.dumps((args, kwargs))
+        frame = await self._connection().call(target, data)
+        self.arguments.settle(data, frame[5])
+        return outcome(frame)
+
+    async def stream(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncIterator[Any]:
+        data = self.arguments.dumps((args, kwargs))
         call = ids.new()
-        future: asyncio.Future[list[Any]] = self.loop.create_future()
-        self.waiting[call] = future
-        self.peer.send(
-            wire.pack(wire.CALL, call, target.function, target.method, target.variant, keep, target.key, route, data)
-        )
-        if not keep:
-            future.add_done_callback(lambda done: self._cancelled(call) if done.cancelled() else None)
-        return future
+        with self._connection().inbox() as inbox:
+            inbox.send({call: target.request(call, False, data)})
+            while (frame := await inbox.get())[0] == wire.YIELD:
+                yield value(frame[2])
+        self.arguments.settle(data, frame[5])
+        outcome(frame)
 
-    async def call(self, target: Target, data: bytes, keep: bool, route: tuple[str, ...]) -> list[Any]:
-        return await self.begin(target, data, keep, route)
+    async def spawn(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        data = self.arguments.dumps((args, kwargs), keep=True)
+        frame = await self._connection().call(target, data, keep=True)
+        return int(frame[2]) if frame[0] == wire.ACCEPTED else outcome(frame)
 
-    async def ask(self, name: str, arguments: dict[str, Any]) -> list[Any]:
-        number = next(numbers)
-        future = self.asked[number] = self.loop.create_future()
-        self.peer.send(wire.pack(wire.ASK, number, name, arguments))
-        try:
-            frame: list[Any] = await future
-            return frame
-        except asyncio.CancelledError:
-            self.peer.send(wire.pack(wire.UNASK, number))
-            raise
-        finally:
-            self.asked.pop(number, None)
+    async def fetch(self, call: int, timeout: float | None = None) -> Any:
+        patience = Patience(timeout)
+        while True:
+            try:
+                frame = await self._connection().fetch(call, patience.left_s)
+                break
+            except Unavailable as error:
+                await asyncio.sleep(patience.pause_s(error))
+        return outcome(frame)
 
-    async def fetch(self, call: int, timeout: float | None) -> list[Any]:
-        future = self.waiting.setdefault(call, self.loop.create_future())
-        self.peer.send(wire.pack(wire.FETCH, call, timeout is None or timeout > 0))
-        try:
-            frame = await asyncio.wait_for(asyncio.shield(future), timeout or None)
-        except TimeoutError:
-            self.waiting.pop(call, None)
-            self.peer.send(wire.pack(wire.UNFETCH, call))
-            frame = [wire.PENDING]
-        if frame[0] == wire.PENDING:
-            raise CallTimeout(f"Call {ids.show(call)} has not ended yet.", "It goes on; ask again later.")
-        return frame
-
-    async def stream(self, target: Target, data: bytes) -> AsyncIterator[list[Any]]:
-        call = ids.new()
-        queue = self.streams[call] = asyncio.Queue()
-        self.peer.send(
-            wire.pack(wire.CALL, call, target.function, target.method, target.variant, False, target.key, (), data)
-        )
-        ended = False
-        try:
-            while not ended:
-                frame = await queue.get()
-                ended = frame[0] == wire.RESULT
-                yield frame
-        finally:
-            del self.streams[call]
-            if not ended:
-                self._cancelled(call)
-
-    def _cancelled(self, call: int) -> None:
-        self.waiting.pop(call, None)
-        self.peer.send(wire.pack(wire.CANCEL, call, False))
-
-    def _frame(self, frame: list[Any]) -> None:
-        if frame[0] in (wire.RESULT, wire.ACCEPTED, wire.PENDING, wire.YIELD):
-            queue = self.streams.get(frame[1])
-            if queue is not None:
-                queue.put_nowait(frame)
-            elif frame[0] != wire.YIELD:
-                future = self.waiting.pop(frame[1], None)
-                if future is not None and not future.done():
-                    future.set_result(frame)
-        elif frame[0] == wire.ANSWER:
-            answer = self.asked.get(frame[1])
-            if answer is not None and not answer.done():
-                answer.set_result(frame)
-        else:
-            show(frame)
-
-    def _lost(self) -> None:
-        gone = [wire.RESULT, 0, FAILED, "The control plane went away before the call was answered.", b"", False]
-        for future in self.waiting.values():
-            if not future.done():
-                future.set_result(gone)
-        for queue in self.streams.values():
-            queue.put_nowait(gone)
-        for answer in self.asked.values():
-            if not answer.done():
-                answer.set_result(
-                    [wire.ANSWER, 0, "Unavailable", [gone[3], "Start it again with `nubes up`, then retry."]]
-                )
+    async def map(self, target: Target, inputs: Inputs, ordered: bool, return_exceptions: bool) -> AsyncIterator[Any]:
+        window = Window(target, inputs, self.arguments, ordered)
+        result = outcome_or_error if return_exceptions else outcome
+        with self._connection().inbox() as inbox:
+            while True:
+                while window.has_room:
+                    inbox.send(window.burst())
+                if not window.under_way:
+                    return
+                for frame in window.take(await inbox.get()):
+                    yield result(frame)
 
     def close(self) -> None:
-        if not self.loop.is_closed():
-            self.peer.close()
+        for connection in self._connections.values():
+            connection.close()

@@ -1,30 +1,36 @@
-"""One connection to a control plane, and what a call is for."""
+"""What a call is for, and one blocking connection to a control plane."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import socket
 from typing import Any
 
+import msgspec
+
+from nubes import ids
+from nubes.client.outcomes import LOST, START_AGAIN
 from nubes.client.printing import show
 from nubes.drivers.local import wire
 from nubes.kernel import errors
 from nubes.kernel.errors import NubesError, Unavailable
 
-numbers = itertools.count(1)  # of questions asked
 
+class Target(msgspec.Struct, frozen=True):
+    """What a call is for: a function, or a method of a class's instances with the parameters in `variant`.
 
-class Target:
-    """What a call is for."""
+    Calls with the same `key` are one call; `route` names the functions that its result is handed on to.
+    """
 
-    __slots__ = ("function", "key", "method", "variant")
+    function: str
+    method: str = ""
+    variant: str = ""
+    key: str = ""
+    route: tuple[str, ...] = ()
 
-    def __init__(self, function: str, method: str = "", variant: str = "", key: str = "") -> None:
-        self.function = function
-        self.method = method
-        self.variant = variant
-        self.key = key
+    def request(self, call: int, keep: bool, data: bytes) -> bytes:
+        """The frame that makes the call, with its arguments; with `keep` it is accepted for good."""
+        return wire.pack(wire.CALL, call, self.function, self.method, self.variant, keep, self.key, self.route, data)
 
 
 class Connection:
@@ -35,14 +41,41 @@ class Connection:
         self.stream.send(wire.pack(wire.HELLO, 1))
         _, self.protocol, self.shared, self.folder, self.pid = self.stream.recv()
 
-    def ask(self, name: str, arguments: dict[str, Any]) -> Any:
-        number = next(numbers)
-        self.stream.send(wire.pack(wire.ASK, number, name, arguments))
+    def send(self, data: bytes) -> None:
+        """Sends frames. Raises `Unavailable` if the control plane is gone."""
+        try:
+            self.stream.send(data)
+        except ConnectionError:
+            raise Unavailable(LOST, START_AGAIN) from None
+
+    def recv(self) -> list[Any]:
+        """The next frame. Raises `Unavailable` if the control plane is gone."""
+        try:
+            return self.stream.recv()
+        except ConnectionError:
+            raise Unavailable(LOST, START_AGAIN) from None
+
+    def wait(self, number: int, *kinds: int) -> list[Any]:
+        """The next frame of one of these kinds about a call or question; shows what is printed until it comes."""
         while True:
-            frame = self.stream.recv()
-            if frame[0] == wire.ANSWER and frame[1] == number:
-                return answered(frame)
+            frame = self.recv()
+            if frame[1] == number and frame[0] in kinds:
+                return frame
             show(frame)
+
+    def put(self, name: str, arguments: dict[str, Any]) -> list[Any]:
+        """Puts a question to the control plane (see `nubes.drivers.local.asks`); the frame with its answer."""
+        number = ids.new()
+        self.send(wire.pack(wire.ASK, number, name, arguments))
+        return self.wait(number, wire.ANSWER)
+
+    def ask(self, name: str, arguments: dict[str, Any]) -> Any:
+        """Asks the control plane `name`; raises the error it answers with."""
+        return answered(self.put(name, arguments))
+
+    def close(self) -> None:
+        """Ends the connection: what it asked for is cancelled, and the ephemeral apps it brought go."""
+        self.stream.close()
 
 
 def answered(frame: list[Any]) -> Any:
@@ -55,6 +88,7 @@ def answered(frame: list[Any]) -> Any:
 
 
 def open_socket(path: str) -> socket.socket:
+    """A socket connected to a control plane's. Raises `Unavailable`."""
     sock = socket.socket(socket.AF_UNIX)
     try:
         if len(path) < 100:

@@ -78,3 +78,14 @@ class InstanceDied(CallFailed):
 
 class RemoteError(CallFailed):
     """The function raised something that could not be shipped back as itself."""
+
+
+class FunctionExited(RemoteError):
+    """The function called `sys.exit`; `exit_code` is what a program that ends so exits with."""
+
+    def __init__(self, message: str, hint: str = "", exit_code: int = 1) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.message, self.hint, self.exit_code)

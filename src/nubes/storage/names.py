@@ -22,7 +22,7 @@ def checked(kind: str, name: str) -> str:
 def packed(value: Any) -> bytes:
     """`value` as bytes. Raises `UsageError` if it cannot be pickled."""
     try:
-        return payload.dumps(value, None, clients.connect().by_value)
+        return payload.dumps(value, None, clients.connect().arguments.by_value)
     except Exception as error:
         raise UsageError(
             f"The value cannot be stored: {type(error).__name__}: {error}.",

@@ -43,7 +43,7 @@ class Shared:
             held.ask("hold", {"kind": cls.kind, "name": made.name, "max_items": max_items})
             yield made
         finally:
-            held.stream.close()
+            held.close()
 
 
 class Objects(Generic[T]):

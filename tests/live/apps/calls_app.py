@@ -62,6 +62,8 @@ def fail(how: str) -> None:
         raise Unpicklable
     if how == "exit":
         sys.exit(3)
+    if how == "connection":
+        raise ConnectionResetError("by a peer of the function's")
     if how == "unpicklable result":
         return threading.Lock()  # type: ignore[return-value]
     deeper()
@@ -69,6 +71,21 @@ def fail(how: str) -> None:
 
 def deeper() -> None:
     raise KeyError("deep down")
+
+
+@app.function()
+def leave(code: object = None) -> None:
+    sys.exit(code)  # type: ignore[arg-type]
+
+
+@app.function()
+async def leave_async(code: object = None) -> None:
+    sys.exit(code)  # type: ignore[arg-type]
+
+
+@app.function()
+async def cancel_itself() -> None:
+    raise asyncio.CancelledError
 
 
 @app.function()
@@ -108,6 +125,14 @@ def mark(path: str, seconds: float) -> None:
     """Leaves a trace when it begins and when it comes to its end."""
     Path(path + ".begun").touch()
     time.sleep(seconds)
+    Path(path + ".done").touch()
+
+
+@app.function()
+def leave_or_mark(how: str, path: str) -> None:
+    if how == "leave":
+        sys.exit(1)
+    time.sleep(0.1)
     Path(path + ".done").touch()
 
 

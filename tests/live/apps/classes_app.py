@@ -48,6 +48,19 @@ class Counter:
 
 
 @app.cls()
+class Speller:
+    """A method that yields, and no state."""
+
+    @nubes.method()
+    def spell(self, word: str) -> Iterator[str]:
+        yield from word
+
+    @nubes.method()
+    def upper(self, word: str) -> str:
+        return word.upper()
+
+
+@app.cls()
 class Positional:
     def __init__(self, a: int, b: str = "b") -> None:
         self.both = (a, b)
