@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
@@ -122,6 +121,8 @@ class threaded(Generic[S, P, R]):
         bound = cast(Callable[P, R], functools.partial(self._method, instance))
 
         def aio(*args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+            import asyncio
+
             return asyncio.to_thread(bound, *args, **kwargs)
 
         return Twins(bound, aio)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import weakref
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nubes import ids
 from nubes.client.arguments import Arguments
-from nubes.client.asynchronous import AsyncClient
 from nubes.client.connection import Connection, Target, answered
 from nubes.client.outcomes import not_ended, outcome, outcome_or_error, value, yields
 from nubes.client.patience import Patience
@@ -19,7 +19,15 @@ from nubes.client.window import Inputs, Window
 from nubes.drivers.local import wire
 from nubes.kernel.errors import Unavailable
 
+if TYPE_CHECKING:
+    from nubes.client.asynchronous import AsyncClient
+
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_renew_all)
 
 
 def _renew_all() -> None:
@@ -27,26 +35,31 @@ def _renew_all() -> None:
         client.renew()
 
 
-os.register_at_fork(after_in_child=_renew_all)
-
-
 class Client:
-    """Calls on one control plane, from any thread. `aio` has the same methods for event loops."""
+    """Calls on one control plane, from any thread."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         first = Connection(path)
         self.shared, self.folder, self.pid = first.shared, first.folder, first.pid
         self.arguments = Arguments(first.shared, first.folder + "/objects")
-        self.aio = AsyncClient(path, self.arguments)
         self._pool = Pool(path)
         self._pool.put(first)
+        _watch_forks()
         _clients.add(self)
+
+    @functools.cached_property
+    def aio(self) -> AsyncClient:
+        """The same methods for event loops. (Without one, asyncio is not imported: forks are dearer with it.)"""
+        from nubes.client.asynchronous import AsyncClient
+
+        return AsyncClient(self.path, self.arguments)
 
     def renew(self) -> None:
         """After a fork: connections and segments are the parent's."""
         self._pool.renew()
-        self.aio.renew()
+        if "aio" in self.__dict__:
+            self.aio.renew()
         self.arguments.renew()
 
     def ask(self, name: str, /, **arguments: Any) -> Any:
@@ -138,6 +151,7 @@ class Client:
 
     def close(self) -> None:
         """Lets go of the control plane: what this process waits for there is cancelled."""
-        self.aio.close()
+        if "aio" in self.__dict__:
+            self.aio.close()
         self._pool.close()
         self.arguments.close()

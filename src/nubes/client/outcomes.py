@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from typing import Any
 
 from nubes import ids
@@ -23,9 +21,6 @@ from nubes.kernel.errors import (
 
 LOST = "The control plane went away before the call was answered."
 START_AGAIN = "Start it again with `nubes up`, then retry."
-
-# What instances say of `sys.exit` in a plain function.
-_EXIT = re.compile(r"RuntimeError: the function ended its process with SystemExit\((?P<code>.*)\)", re.DOTALL)
 
 
 class _RemoteTraceback(Exception):
@@ -95,10 +90,7 @@ def _raised(shipped: bytes, summary: str, text: str) -> Exception:
         error = payload.loads(shipped) if shipped else RemoteError(summary)
     except Exception:
         error = RemoteError(summary, "Its class cannot be imported here.")
-    ended = _EXIT.fullmatch(summary)
-    if ended is not None:
-        error = _exited(_literal(ended["code"]))
-    elif isinstance(error, SystemExit):
+    if isinstance(error, SystemExit):
         error = _exited(error.code)
     elif not isinstance(error, Exception):
         error = RemoteError(f"The function raised {summary.rstrip(': ')}.")
@@ -111,10 +103,3 @@ def _exited(code: Any) -> FunctionExited:
     number = code if isinstance(code, int) else 0 if code is None else 1
     given = "" if code is None else repr(code)
     return FunctionExited(f"The function called sys.exit({given}): it has no result.", "", number)
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text) if text else None
-    except (ValueError, SyntaxError):
-        return text

@@ -79,8 +79,6 @@ def _run(me: Instance, call: int, function: Any, hop: bool, keep: bool, data: by
         took = time.monotonic() - started
         ok, out, pushed = False, failure(error), backpressure(error)
         args = kwargs = None
-        if isinstance(error, (SystemExit, KeyboardInterrupt)):
-            out = failure(RuntimeError(f"the function ended its process with {error!r}"))
         del error
     flush()
     me.send(wire.DONE, call, ok, took, out, pushed, _release(mapped))
