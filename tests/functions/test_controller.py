@@ -136,6 +136,31 @@ def test_memory_goes_to_whoever_waits_and_within_capacity() -> None:
     assert [s.reason for s in d.of(e.StopInstance, d.all)] == ["memory was needed"] * 3
 
 
+def busy_beside(*, others_instance: bool) -> tuple[Desk, int, int]:
+    """Memory for two instances, one of `f` runs; `g`, with an instance or without, wants one since before `f` does."""
+    memory = {"memory_bytes": GIB}
+    d = Desk(spec("f", **memory), spec("g", **memory), spec("h", **memory), keep_alive="lru", memory_bytes=2 * GIB)
+    running = d.call("f")
+    d.call("g" if others_instance else "h")
+    d.ready()
+    d.call("g", after=1.0)
+    return d, running, d.call("f", after=1.0)
+
+
+def test_memory_stays_with_a_function_whose_calls_wait_where_others_have_instances_of_their_own() -> None:
+    d, running, waiting = busy_beside(others_instance=True)
+    d.done(running)
+    assert d.status(waiting) == RUNNING
+    assert not d.of(e.StopInstance, d.all)
+
+
+def test_memory_goes_to_a_function_without_any_instance_when_it_is_its_turn() -> None:
+    d, running, waiting = busy_beside(others_instance=False)
+    d.done(running)
+    assert d.status(waiting) == PENDING
+    assert d.starting()
+
+
 def test_the_least_recently_used_goes_first_also_behind_one_that_is_busy() -> None:
     d = Desk(spec("f", concurrency=2, memory_bytes=GIB, cpu=0), spec("g", memory_bytes=GIB), memory_bytes=2 * GIB)
     for _ in range(4):

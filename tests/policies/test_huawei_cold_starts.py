@@ -155,6 +155,20 @@ class TestPeakShaving:
         f.queued = 1
         assert self.held(policy, f, 161.0)  # a third was not
 
+    def test_lets_go_only_of_those_that_waited_so_long(self) -> None:
+        policy = self.at_peak()
+        f = FunctionView("q", queue())
+        f.queued = 2
+        assert policy.admit(f, 100.0) == 105.0
+        f.queued = 12  # ten more
+        assert policy.admit(f, 140.0) == 145.0
+        assert policy.admit(f, 160.0) == 160.0
+        assert policy.allowance(f, 160.0) == 2
+        for f.queued in (11, 10):
+            policy.issued(f, 160.0)
+        assert policy.admit(f, 160.0) == 165.0
+        assert policy.admit(f, 200.0) == 200.0
+
     def test_the_usual_level_follows_slowly(self) -> None:
         policy = PeakShaving(usual="10m")
         policy.tick(0.0, 0.0)

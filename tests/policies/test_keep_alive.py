@@ -133,13 +133,22 @@ class TestFaasCache:
         rare = 2
         assert cloud.stops() == [(30.0, rare)]
 
-    def test_every_call_without_an_idle_instance_has_one_started(self) -> None:
-        # The call of 2.0 waits beside a busy instance, which takes it at 3.0; its start covers no other call.
+    def test_every_call_without_an_idle_instance_has_one_started_and_waits_for_it(self) -> None:
+        # The call of 2.5 has a start until 4.5; the instance that falls idle at 3.0 is for the call of 3.5.
         cloud = Cloud([spec("f")], keep_alive="faascache", cold_s=2.0, exec_s=1.0)
-        cloud.call("f", 0.0, 2.5, 3.5)
+        cloud.call("f", 0.0, 2.5, 3.5, 3.6)
         cloud.run()
-        assert cloud.starts() == [0.0, 2.5, 3.5]
-        assert cloud.how() == [COLD, DELAYED, DELAYED]
+        assert cloud.starts() == [0.0, 2.5, 3.6]
+        assert cloud.dispatched() == [2.0, 3.5, 4.5, 5.6]
+        assert cloud.how() == [COLD, WARM, COLD, COLD]
+
+    def test_a_call_without_room_for_a_start_takes_what_comes_free(self) -> None:
+        cloud = Cloud([spec("f", 100)], keep_alive="faascache", cold_s=2.0, exec_s=1.0, memory_bytes=100 * MIB)
+        cloud.call("f", 0.0, 2.5)
+        cloud.run()
+        assert cloud.starts() == [0.0]
+        assert cloud.dispatched() == [2.0, 3.0]
+        assert cloud.how() == [COLD, DELAYED]
 
     def test_clocks_stay_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(faascache, "CLOCKS", 10)

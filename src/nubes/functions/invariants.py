@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from nubes.functions.instances import SHORT
 from nubes.functions.queues import waiting
-from nubes.functions.serving import MOST_AHEAD
+from nubes.functions.serving import MOST_AHEAD, covered
 from nubes.functions.state import RETRIES, WAITS, Function, Instance, State
 
 
@@ -132,7 +132,7 @@ def _progress(c: State) -> Iterator[str]:
             yield f"{f.name}: {f.queued} calls wait for nothing"
         if f.blocked and not held and not running:
             yield f"{f.name}: waits for room while nothing runs"
-        if f.open and not (f.blocked or held):
+        if not (f.blocked or held) and any(not i.uses or not covered(f) for i in f.open.values()):
             yield f"{f.name}: {f.queued} calls wait although instances {sorted(f.open)} have room"
 
 

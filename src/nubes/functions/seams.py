@@ -134,6 +134,8 @@ FOREVER = Window(0.0, inf)
 class KeepAlive(Policy):
     """When to start instances, how long to keep them, and which to give up when memory is short."""
 
+    binds: ClassVar[bool] = False  # whether a call waits for the instance started for it, even if another falls idle
+
     @decision
     def window(self, f: FunctionView, now: float) -> Window:
         """An instance of `f` fell idle: its windows."""

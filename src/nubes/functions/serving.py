@@ -22,7 +22,7 @@ def arrived(c: State, f: Function, call: Call, now: float) -> None:
     f.arrivals += 1
     f.last_arrival_s = now
     f.prewarm += 1
-    if f.open and not f.queued and f.spec.batching is None and not c.queueing.limits and not c.blocked:
+    if f.open and covered(f) and f.spec.batching is None and not c.queueing.limits:
         id, instance = f.open.popitem()  # the last in is the first out
         if instance.load or c.cpu_used + f.cpu <= c.cpu:
             dispatch(c, instance, (call,), WARM, now)
@@ -39,6 +39,8 @@ def serve(c: State, f: Function, now: float) -> None:
     while f.queued and f.open:
         first = head(f)
         instance = next(reversed(f.open.values()))
+        if instance.uses and covered(f):
+            return
         if not instance.load and c.cpu_used + f.cpu > c.cpu:
             block(c, f, now)
             return
@@ -71,6 +73,13 @@ def serve(c: State, f: Function, now: float) -> None:
         block(c, f, now)
 
 
+def covered(f: Function) -> bool:
+    """Whether no call of `f` may take an instance that was used before: none waits, or each for a start of its own."""
+    if not f.queued or not f.keep_alive.binds:
+        return not f.queued
+    return f.queued <= f.starting * (f.spec.batching.max_batch_size if f.spec.batching else f.room)
+
+
 def _batch(f: Function, size: int) -> tuple[Call, ...]:
     """Up to `size` waiting calls that can run as one: of one method, and with inputs of one kind."""
     first = take(f)
@@ -85,7 +94,7 @@ def _batch(f: Function, size: int) -> tuple[Call, ...]:
 
 def _ahead(c: State, f: Function) -> int:
     """How many waiting calls an instance gets at once, to run one after the other: more than one if they are tiny."""
-    if f.room > 1 or f.spec.single_use or c.queueing.limits or not f.exec_s:
+    if f.room > 1 or f.spec.single_use or c.queueing.limits or f.keep_alive.binds or not f.exec_s:
         return 1
     share = f.queued // (f.busy + f.idle)
     return max(1, min(share, MOST_AHEAD, int(c.queueing.ahead_s / f.exec_s)))
@@ -156,7 +165,7 @@ def freed(c: State, instance: Instance, now: float) -> None:
     if instance.id not in f.open and instance.load < f.room and instance.version == f.version:
         f.open[instance.id] = instance
     if f.queued:
-        if c.blocked and instance.uses:  # a new instance is for the calls it was started for
+        if instance.uses and _gives_way(c, f):  # a new instance is for the calls it was started for
             block(c, f, now)
         else:
             serve(c, f, now)
@@ -164,6 +173,18 @@ def freed(c: State, instance: Instance, now: float) -> None:
         released(c, now)
     if not instance.load and not instance.stopping:
         fall_idle(c, instance, now)
+
+
+def _gives_way(c: State, f: Function) -> bool:
+    """Whether an instance of `f` that came free, and whose own calls wait, is offered to all who wait for room.
+
+    It is if CPU is short, or if the first in line has no instance at all: then turns are by order. Who has instances
+    goes on with them; taking one of those that `f` needs only has `f` start it again, and wait for room meanwhile.
+    """
+    if not c.blocked:
+        return False
+    order, _, first = c.blocked[0]
+    return order != SHORT and (not first.instances or c.cpu_used + f.cpu + first.cpu > c.cpu)
 
 
 def after_stop(c: State, f: Function, now: float) -> None:

@@ -1,6 +1,8 @@
 """CIDRE: concurrency-informed scaling and eviction.
 
-The paper's text was not at hand: the conditions of CSS and the formula of CIP are a reconstruction from its abstract.
+The formula of CIP is the published one. The paper's text was not at hand for the conditions of CSS: they are a
+reconstruction from its abstract. Its authors' prototype (github.com/nzc5ve/cidre_asplos25) scales by other figures of
+its own platform: there, calls that wait for 1.25 executions on average have an instance started.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ class AlwaysDelayed(GreedyDual):
 class BasicSpeculation(GreedyDual):
     """Speculative scaling (BSS): a waiting call takes a new instance or a busy one that falls idle, whichever is first.
 
-    That is how every queue is served; what differs from FaasCache is that a start under way whose call a busy instance
-    took covers the next call that waits, so that no more are started than wait uncovered.
+    That is how every queue is served, except where calls are bound to their starts as in FaasCache. A start under way
+    whose call a busy instance took covers the next call that waits, so that no more are started than wait uncovered.
     """
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nubes.functions.events import DELAYED
-from nubes.functions.seams import FunctionView, InstanceView, KeepAlive
+from nubes.functions.seams import InstanceView, KeepAlive
 from nubes.kernel.policy import Paper, policy
 
 PAPER = Paper(
@@ -64,19 +63,8 @@ class GreedyDual(KeepAlive):
 class FaasCache(GreedyDual):
     """Greedy-dual eviction, and a start for every call that finds no idle instance.
 
-    The start goes on, and covers no other call, if a busy instance takes the call in the meantime.
+    As on the platform it was built into, such a call waits for its own start: it never takes a busy instance that
+    falls idle in the meantime. Only calls for which there is no room to start anything take whatever comes free.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.unclaimed: dict[str, int] = {}  # function -> starts under way whose call a busy instance took
-
-    def start(self, f: FunctionView, now: float) -> int:
-        unclaimed = min(self.unclaimed.get(f.name, 0), f.starting)
-        return max(0, f.queued - (f.starting - unclaimed) * f.spec.concurrency)
-
-    def dispatched(self, instance: InstanceView, how: int, waited_s: float, now: float) -> None:
-        super().dispatched(instance, how, waited_s, now)
-        if how == DELAYED:
-            f = instance.function
-            self.unclaimed[f.name] = min(self.unclaimed.get(f.name, 0) + 1, f.starting)
+    binds = True

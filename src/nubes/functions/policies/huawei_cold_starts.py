@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from itertools import pairwise
 from math import exp, inf
@@ -18,6 +19,7 @@ PAPER = Paper(
 GAPS = 12  # gaps between calls that a rhythm is learned from
 CYCLE = 4  # gaps a rhythm may have before it repeats
 REGULAR = 0.25  # what may vary by this share of itself, or by twice the keep-alive, is regular
+ROUNDING = 1e-9
 PROVISIONING = 1.5  # times the mean cold start, as room for a slow one
 
 
@@ -96,8 +98,9 @@ class PeakShaving(Queueing):
     """Asynchronous calls that need another instance wait, at most `delay`, while the load is above its usual level.
 
     Load is the number of busy and starting instances; its usual level fades with the time constant `usual`; above
-    `peak` times that level is a peak. As many calls go at once as fit below it. Asynchronous are calls not made by
-    `call` or `http`, of functions without criticality.
+    `peak` times that level is a peak. As many calls go at once as fit below it; who was held for `delay` goes anyway,
+    alone, so that what was held does not make a peak of its own. Asynchronous are calls not made by `call` or `http`,
+    of functions without criticality.
     """
 
     limits = True
@@ -110,31 +113,27 @@ class PeakShaving(Queueing):
         self.level: float | None = None  # usual number of these instances, once the first tick has come
         self.running = 0
         self.noted: dict[str, int] = {}  # function -> its part of `running`
-        self.since: dict[str, float] = {}  # function -> since when some of its calls wait
-        self.freed: dict[str, int] = {}  # function -> calls that have been held for long enough and still have to go
+        self.held: dict[str, deque[float]] = {}  # function -> since when each of its calls waits, the oldest first
 
     def admit(self, f: FunctionView, now: float) -> float:
         self._note(f, f.busy + f.starting)
-        if f.idle or self.freed.get(f.name) or not waits(f):
+        if f.idle or not waits(f):
             return now
-        if now + self.tick_s > self.since.setdefault(f.name, now) + self.delay_s:  # the next tick would be too late
-            del self.since[f.name]
-            self.freed[f.name] = f.queued
+        if self._due(f, now) or self.running < self._peak_from():
             return now
-        return now if self.running < self._peak_from() else now + self.tick_s
+        return now + self.tick_s
 
     def allowance(self, f: FunctionView, now: float) -> int:
-        if self.freed.get(f.name) or not waits(f):
+        if not waits(f):
             return f.queued
         below = self._peak_from() - self.running
-        return f.queued if below == inf else max(1, int(below))
+        return f.queued if below == inf else max(1, int(below), self._due(f, now) - f.starting)
 
     def issued(self, f: FunctionView, now: float) -> None:
         self._note(f, f.busy + f.starting)
-        if not f.queued:
-            self.since.pop(f.name, None)
-        if self.freed.get(f.name):
-            self.freed[f.name] = min(self.freed[f.name] - 1, f.queued)
+        held = self.held.get(f.name)
+        if held:
+            held.popleft()
 
     def finished(self, f: FunctionView, ok: bool, exec_s: float, backpressure: str, now: float) -> None:
         self._note(f, f.busy + f.starting - (f.spec.concurrency == 1))  # it counts as busy until this returns
@@ -147,6 +146,14 @@ class PeakShaving(Queueing):
         if question != "admit":
             return []
         return [("instances", self.running), ("peak from", self._peak_from())]
+
+    def _due(self, f: FunctionView, now: float) -> int:
+        """How many calls of `f` were held for so long that the next tick would be too late."""
+        held = self.held.setdefault(f.name, deque())
+        while len(held) > f.queued:
+            held.popleft()
+        held.extend([now] * (f.queued - len(held)))  # those that came since it was last asked
+        return bisect_right(held, now + self.tick_s - self.delay_s - ROUNDING)
 
     def _peak_from(self) -> float:
         """The load from which on it is a peak; one call more than usual never is."""

@@ -90,8 +90,8 @@ class HybridHistogram(KeepAlive):
     """Unload after an execution, load again shortly before the next call is likely, give up after it was.
 
     Idle times (end of an execution to the next call of an idle app) fall into bins of `bin` up to `range`. If they
-    concentrate (coefficient of variation of the bins at least `cv`, and `least` of them are known): unloaded for 0.9
-    of their 5th percentile, loaded until 1.1 of their 99th. If more than `oob` of them lie beyond `range`: the next
+    concentrate (coefficient of variation of the bins at least `cv`, which even a single one does): unloaded for 0.9 of
+    their 5th percentile, loaded until 1.1 of their 99th. If more than `oob` of them lie beyond `range`: the next
     one is forecast, and the window is 15 % around it. Else loaded for `range`. The paper's variants: `arima=false`,
     `cv=0` (no test), `unit=function` instead of `app`. Each day weighs 1/`decay` of the day before.
     """
@@ -103,7 +103,6 @@ class HybridHistogram(KeepAlive):
         cv: float = 2.0,
         oob: float = 0.5,
         arima: bool = True,
-        least: int = 2,
         decay: float = 0.9,
         unit: str = "app",
     ) -> None:
@@ -117,7 +116,6 @@ class HybridHistogram(KeepAlive):
         self.spread = 1.0 + cv * cv
         self.oob = oob
         self.arima = arima
-        self.least = least
         self.decay = decay
         self.by_app = unit == "app"
         self.standard = Window(0.0, self.range_s)
@@ -186,7 +184,7 @@ class HybridHistogram(KeepAlive):
             if self.arima:
                 usage.window = self._forecast(usage)
                 return
-        elif usage.squares * self.bins >= self.spread * total * total and total + usage.oob >= self.least * self.weight:
+        elif usage.squares * self.bins >= self.spread * total * total:
             shape = (usage.head.bin, usage.tail.bin)
             if usage.shape != shape:
                 usage.shape = shape  # between the lower edge of the first bin and the upper edge of the last
