@@ -161,6 +161,9 @@ class KeepAlive(Policy):
     def evicted(self, instance: InstanceView, priority: float) -> None:
         """`instance` was given up for memory."""
 
+    def forgotten(self, f: FunctionView) -> None:
+        """`f` is gone, or was idle for so long that it is taken for new if it is called again."""
+
 
 @seam("queueing", default="fifo")
 class Queueing(Policy):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
-from nubes.functions.events import DELAYED
+from nubes.functions.events import WARM
 from nubes.functions.seams import FunctionView, InstanceView, KeepAlive
 from nubes.kernel.policy import Paper, policy
 
@@ -49,6 +50,9 @@ class GreedyDual(KeepAlive):
         if f.busy + f.idle + f.starting <= 1:  # this one, which counts as idle until it is stopped
             self.before[f.name] = f.arrivals
 
+    def forgotten(self, f: FunctionView) -> None:
+        self.before.pop(f.name, None)
+
     def _clock_of(self, instance: InstanceView) -> float:
         return self.clocks.get(instance.id, 0.0) if instance.uses else self.clock
 
@@ -62,21 +66,46 @@ class GreedyDual(KeepAlive):
 
 @policy("faascache", paper=PAPER)
 class FaasCache(GreedyDual):
-    """Greedy-dual eviction, and a start for every call that finds no idle instance.
+    """Greedy-dual eviction, and a start for every call that finds no idle instance, or for as many as one holds.
 
     The start goes on, and covers no other call, if a busy instance takes the call in the meantime.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.unclaimed: dict[str, int] = {}  # function -> starts under way whose call a busy instance took
+        self.taken: dict[str, int] = {}  # function -> calls that busy instances took although a start was for them
+
+    def arrived(self, f: FunctionView, now: float) -> None:
+        self._covered(f)
 
     def start(self, f: FunctionView, now: float) -> int:
-        unclaimed = min(self.unclaimed.get(f.name, 0), f.starting)
-        return max(0, f.queued - (f.starting - unclaimed) * f.spec.concurrency)
+        return max(0, ceil((f.queued - self._covered(f)) / _room(f)))
 
     def dispatched(self, instance: InstanceView, how: int, waited_s: float, now: float) -> None:
         super().dispatched(instance, how, waited_s, now)
-        if how == DELAYED:
-            f = instance.function
-            self.unclaimed[f.name] = min(self.unclaimed.get(f.name, 0) + 1, f.starting)
+        f, room = instance.function, _room(instance.function)
+        calls = 1 if room > 1 and f.spec.batching is None else instance.load
+        before = instance.uses - calls
+        its_own = max(0, room - before) if instance.ready_s == now else 0  # the calls that it was started for
+        if how != WARM and calls > its_own:
+            self.taken[f.name] = self.taken.get(f.name, 0) + calls - its_own
+            self._covered(f)
+
+    def forgotten(self, f: FunctionView) -> None:
+        super().forgotten(f)
+        self.taken.pop(f.name, None)
+
+    def _covered(self, f: FunctionView) -> int:
+        """Calls that the starts under way are for, but for those that were taken; no more can have been than that."""
+        most = f.starting * _room(f)
+        taken = min(self.taken.pop(f.name, 0), most)
+        if taken:
+            self.taken[f.name] = taken
+        return most - taken
+
+
+def _room(f: FunctionView) -> int:
+    """Calls that one new instance takes at once."""
+    if f.spec.batching is not None:
+        return f.spec.batching.max_batch_size
+    return 1 if f.spec.single_use else f.spec.concurrency
