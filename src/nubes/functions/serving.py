@@ -38,6 +38,9 @@ def serve(c: State, f: Function, now: float) -> None:
     spec, queueing = f.spec, c.queueing
     while f.queued and f.open:
         first = head(f)
+        if c.blocked and _passes(c, f, now):
+            block(c, f, now)
+            return
         instance = next(reversed(f.open.values()))
         if not instance.load and c.cpu_used + f.cpu > c.cpu:
             block(c, f, now)
@@ -60,6 +63,9 @@ def serve(c: State, f: Function, now: float) -> None:
         return
     if queueing.limits and not _admitted(c, f, now):
         return
+    if c.blocked and _passes(c, f, now):
+        block(c, f, now)
+        return
     count = f.keep_alive.start(f, now)
     if queueing.limits:  # calls that are held need no instance yet
         count = min(count, queueing.allowance(f, now))
@@ -69,6 +75,14 @@ def serve(c: State, f: Function, now: float) -> None:
         return
     if not start(c, f, count, now) and not f.starting:
         block(c, f, now)
+
+
+def _passes(c: State, f: Function, now: float) -> bool:
+    """Whether a call of `f` would go before the first in line for capacity, which has been passed for long enough."""
+    order, _, first = c.blocked[0]
+    if c.queueing.patience_s == inf or order == SHORT or first is f or not first.queued:
+        return False
+    return head(first).arrived_s < now - c.queueing.patience_s and order < c.queueing.order(f, head(f))
 
 
 def _batch(f: Function, size: int) -> tuple[Call, ...]:
@@ -209,6 +223,9 @@ def released(c: State, now: float) -> None:
         if ahead:
             ensure(c, f, now)
         elif f.queued:
+            if c.blocked and _passes(c, f, now):  # the call that it stood there for was cancelled: back in line
+                block(c, f, now)
+                continue
             serve(c, f, now)
         if f.short if ahead else f.blocked:
             return
