@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from datetime import UTC, datetime
 from math import inf
 from typing import Any
 
@@ -869,6 +870,28 @@ def test_the_clock_calls_and_only_once() -> None:
     assert schedule_timers(d) == [120.0]
     assert len(d.of(e.StartInstance)) == 1
     assert d.timer("schedule/1", "a/f") == []  # twice
+
+
+def test_cron_calls_when_its_minute_comes_and_what_fails_is_called_again_the_next_time() -> None:
+    d = Desk()
+    d.now = datetime(2026, 3, 2, 8, 59, 30, tzinfo=UTC).timestamp()  # a Monday
+    d.deploy(spec(schedule=Schedule(cron="0 9 * * 1-5")))
+    nine = datetime(2026, 3, 2, 9, tzinfo=UTC).timestamp()
+    assert schedule_timers(d) == [nine]
+    assert d.timer("schedule/1", "a/f", after=29.0) == []  # too early
+    d.timer("schedule/1", "a/f", after=1.0)
+    assert d.now == nine
+    assert schedule_timers(d) == [nine + 86_400.0]
+    (call,) = d.c.calls
+    d.ready(after=0.5)
+    assert d.running() == [call]
+    d.done(call, ok=False, output=b"why")
+    assert d.of(e.Resolve) == [e.Resolve(call, FAILED, "", b"why")]
+    assert d.c.results[call].output == b"why"  # and can be asked for
+    d.now = nine + 4 * 86_400.0  # Friday
+    d.timer("schedule/1", "a/f")
+    assert schedule_timers(d) == [nine + 7 * 86_400.0]  # then Monday
+    assert len(d.running()) == 1
 
 
 def test_a_new_version_has_its_own_schedule() -> None:
