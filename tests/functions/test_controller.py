@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from datetime import UTC, datetime
 from math import inf
 from typing import Any
 
@@ -14,6 +16,7 @@ from nubes.functions.events import CANCELLED, COLD, DELAYED, FAILED, PENDING, RU
 from nubes.functions.seams import CallView, FunctionView, InstanceView, KeepAlive, Queueing, Window
 from nubes.functions.spec import Batching, FunctionSpec, Retries, Schedule
 from nubes.kernel.errors import NubesError
+from nubes.kernel.fingerprint import fingerprint
 
 from .desk import GIB, Desk, spec
 
@@ -803,6 +806,80 @@ def test_what_cannot_be_carried_out_is_refused_before_it_is_logged(wrong: dict[s
     verify(spec(keep_alive="fixed-window(keep=5m)", schedule=Schedule(cron="0 * * * *")))
 
 
+# -- parameterisations of a class -------------------------------------------------------------------------------------
+
+DAY_S = 86_400.0
+
+
+def variants(d: Desk) -> list[str]:
+    return sorted(f.variant for f in d.c.functions.values() if f.variant)
+
+
+def one_call(d: Desk, variant: str, after: float = 0.0) -> None:
+    call = d.call("f", after, variant=variant)
+    d.ready()
+    d.done(call)
+
+
+def test_a_parameterisation_is_forgotten_a_day_after_its_last_call() -> None:
+    d = Desk(spec(kind="class"), keep_alive="fixed-window(keep=10s)")
+    one_call(d, "#1")
+    d.timer("instance", 1, after=10.0)
+    one_call(d, "#2", after=DAY_S - 11.0)  # not yet a day
+    assert variants(d) == ["#1", "#2"]
+    d.timer("instance", 2, after=10.0)
+    one_call(d, "#3", after=DAY_S)
+    assert variants(d) == ["#3"]
+    one_call(d, "#1")  # it starts over
+    assert (d.c.functions["a/f#1"].arrivals, variants(d)) == (1, ["#1", "#3"])
+
+
+def test_what_has_an_instance_a_call_or_a_timer_is_not_forgotten() -> None:
+    d = Desk(spec(kind="class", retries=Retries(1, 1.0, 2 * DAY_S, 2 * DAY_S)))
+    one_call(d, "#loaded")  # no-unload keeps its instance
+    failing = d.call("f", variant="#retries")
+    d.ready()
+    d.done(failing, ok=False)
+    d(e.InstanceLost(2))
+    one_call(d, "#expected")
+    d(e.InstanceLost(3))
+    d.c.functions["a/f#expected"].prewarm_s = d.now + 1.5 * DAY_S
+    one_call(d, "#new", after=DAY_S + 1.0)
+    assert variants(d) == ["#expected", "#loaded", "#new", "#retries"]
+    one_call(d, "#newer", after=DAY_S)
+    assert variants(d) == ["#loaded", "#new", "#newer", "#retries"]
+
+
+def test_policies_forget_what_the_cloud_forgets() -> None:
+    for text in ("faascache", "timer-aware", "hybrid-histogram(unit=function)"):
+        d = Desk(spec(kind="class", memory_bytes=GIB), keep_alive=text, memory_bytes=GIB)
+        for n in range(50):
+            one_call(d, f"#{n}", after=DAY_S + 1.0)
+            for id in list(d.c.instances):
+                d(e.InstanceLost(id))
+        policy = d.c.keep_alives[""]
+        sizes = [len(v) for k, v in vars(policy).items() if isinstance(v, dict) and k != "clocks"]
+        assert sizes
+        assert max(sizes) <= 2
+        assert len(d.c.functions) == 1
+
+
+def test_what_is_forgotten_is_the_same_after_a_snapshot() -> None:
+    def quarter_day(d: Desk, n: int) -> None:
+        one_call(d, f"#{n}", after=DAY_S / 4)
+        d.timer("instance", n, after=10.0)
+
+    d = Desk(spec(kind="class"), keep_alive="fixed-window(keep=10s)")
+    for n in range(1, 8):
+        quarter_day(d, n)
+    twin = pickle.loads(pickle.dumps(d, 5))
+    for n in range(8, 16):
+        quarter_day(d, n)
+        quarter_day(twin, n)
+        assert fingerprint(twin.c) == fingerprint(d.c)
+        assert len(variants(d)) in (4, 5)
+
+
 # -- schedules --------------------------------------------------------------------------------------------------------
 
 
@@ -818,6 +895,28 @@ def test_the_clock_calls_and_only_once() -> None:
     assert schedule_timers(d) == [120.0]
     assert len(d.of(e.StartInstance)) == 1
     assert d.timer("schedule/1", "a/f") == []  # twice
+
+
+def test_cron_calls_when_its_minute_comes_and_what_fails_is_called_again_the_next_time() -> None:
+    d = Desk()
+    d.now = datetime(2026, 3, 2, 8, 59, 30, tzinfo=UTC).timestamp()  # a Monday
+    d.deploy(spec(schedule=Schedule(cron="0 9 * * 1-5")))
+    nine = datetime(2026, 3, 2, 9, tzinfo=UTC).timestamp()
+    assert schedule_timers(d) == [nine]
+    assert d.timer("schedule/1", "a/f", after=29.0) == []  # too early
+    d.timer("schedule/1", "a/f", after=1.0)
+    assert d.now == nine
+    assert schedule_timers(d) == [nine + 86_400.0]
+    (call,) = d.c.calls
+    d.ready(after=0.5)
+    assert d.running() == [call]
+    d.done(call, ok=False, output=b"why")
+    assert d.of(e.Resolve) == [e.Resolve(call, FAILED, "", b"why")]
+    assert d.c.results[call].output == b"why"  # and can be asked for
+    d.now = nine + 4 * 86_400.0  # Friday
+    d.timer("schedule/1", "a/f")
+    assert schedule_timers(d) == [nine + 7 * 86_400.0]  # then Monday
+    assert len(d.running()) == 1
 
 
 def test_a_new_version_has_its_own_schedule() -> None:

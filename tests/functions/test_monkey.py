@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nubes.functions import deployments
 from nubes.functions import events as e
 from nubes.functions.controller import Functions
 from nubes.functions.invariants import check
@@ -38,6 +39,17 @@ def test_policies_that_decide_by_dice(block: int) -> None:
     names = {"keep-alive": ["monkey"], "queueing": ["monkey-limits", "fifo"], "cold-start": ["monkey"]}
     for seed in range(block * 20, block * 20 + 20):
         Monkey(10_000 + seed, names).run(300)
+
+
+def test_parameterisations_that_are_soon_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten = []
+    monkeypatch.setattr(deployments, "VARIANT_IDLE_S", 0.1)
+    monkeypatch.setattr(deployments, "LOOK_S", 0.0)
+    forget = deployments._forget
+    monkeypatch.setattr(deployments, "_forget", lambda c, f: (forgotten.append(f.variant), forget(c, f)))
+    for seed in range(40):
+        Monkey(20_000 + seed).run(200)
+    assert len([variant for variant in forgotten if variant]) > 100
 
 
 @pytest.mark.slow

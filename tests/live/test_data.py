@@ -58,10 +58,26 @@ def test_anything_that_pickles_out_of_band_travels_so() -> None:
     assert buffers
 
 
+def test_arrays_lie_in_shared_memory_on_both_sides() -> None:
+    there, array = app.where_an_array_lies.remote(np.arange(MEGABYTE, dtype=np.int64))
+    shared = f"{client.connect().shared}/seg-"
+    assert there.startswith(shared)
+    assert app.file_at(array.ctypes.data).startswith(shared)
+
+
 def test_arrow_tables_travel_so_too() -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    table = pyarrow.table({"x": np.arange(MEGABYTE)})
-    assert app.echo.remote(table).equals(table)
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    table = pyarrow.table({"x": np.arange(MEGABYTE // 2), "y": np.random.default_rng(0).random(MEGABYTE // 2)})
+    assert table.nbytes == 8 * MEGABYTE
+    before = segments()
+    there, back = app.where_a_table_lies.remote(table)
+    shared = f"{client.connect().shared}/seg-"
+    assert back.select(["x", "y"]).equals(table)
+    assert back["doubled"][-1].as_py() == 2 * (MEGABYTE // 2 - 1)
+    for files in (there, app.files_of(back)):
+        assert len(files) == 1
+        assert all(file.startswith(shared) for file in files)
+    assert len(segments() - before) <= 1  # that of the argument, which is used again
 
 
 def test_a_segment_is_used_again_for_the_next_call() -> None:

@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real import script
+from real import script, until
 
 import nubes
+from nubes import client
+from nubes.client.connection import Connection
+from nubes.drivers.local import wire
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -209,6 +212,61 @@ def test_the_async_twins() -> None:
             await nubes.Dict.objects.delete.aio("made-async")
 
     asyncio.run(use())
+
+
+def ask_to_take(stream: wire.Stream, count: int) -> None:
+    """As `Queue.get_many` does, but without a look at the answer."""
+    arguments = {"kind": "queue", "name": "transit", "count": count, "partition": "", "timeout": None}
+    stream.send(wire.pack(wire.ASK, 1, "store", {"operation": "queue_get", "arguments": arguments}))
+
+
+def until_left(q: nubes.Queue, items: list[int]) -> None:
+    until(lambda: q.iterate() == items)
+
+
+@pytest.mark.parametrize("how", ["closed", "killed"])
+def test_items_on_their_way_to_a_client_that_is_gone_go_back_to_the_front(how: str) -> None:
+    q = nubes.Queue.from_name("transit", create_if_missing=True)
+    q.clear()
+    q.put_many([1, 2, 3])
+    if how == "closed":
+        connection = Connection(client.connect().path)
+        ask_to_take(connection.stream, 2)
+        until_left(q, [3])  # the answer lies in the socket, unread
+        connection.stream.close()
+    else:
+        text = (
+            "import os, signal, nubes\nfrom nubes import client\nfrom nubes.client.connection import Connection\n"
+            "from nubes.drivers.local import wire\nstream = Connection(client.connect().path).stream\n"
+            "arguments = dict(kind='queue', name='transit', count=2, partition='', timeout=None)\n"
+            "stream.send(wire.pack(wire.ASK, 1, 'store', dict(operation='queue_get', arguments=arguments)))\n"
+            "os.kill(os.getpid(), signal.SIGSTOP)"
+        )
+        process = script(text)
+        until_left(q, [3])
+        process.kill()
+        process.wait()
+    until_left(q, [1, 2, 3])
+    assert [q.get() for _ in range(3)] == [1, 2, 3]
+
+
+def test_items_that_arrived_do_not_come_back() -> None:
+    q = nubes.Queue.from_name("transit", create_if_missing=True)
+    q.clear()
+    q.put_many([1, 2, 3])
+    connection = Connection(client.connect().path)
+    ask_to_take(connection.stream, 2)
+    assert connection.stream.recv()[0] == wire.ANSWER
+    connection.stream.close()
+    connection = Connection(client.connect().path)
+    ask_to_take(connection.stream, 1)
+    until_left(q, [])
+    assert connection.stream.recv()[0] == wire.ANSWER
+    connection.stream.send(wire.pack(wire.ASK, 2, "status", {"limit": 0}))  # another answer, which nobody reads
+    time.sleep(0.3)
+    connection.stream.close()
+    time.sleep(0.3)
+    assert q.iterate() == []
 
 
 def test_a_taker_that_is_killed_takes_nothing_with_it() -> None:

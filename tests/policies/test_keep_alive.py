@@ -7,6 +7,7 @@ from math import exp, inf
 import pytest
 from policy_cloud import Cloud
 
+from nubes.functions import events as e
 from nubes.functions.events import COLD, DELAYED, WARM
 from nubes.functions.policies import faascache
 from nubes.functions.policies.cidre import AlwaysDelayed, BasicSpeculation, Cidre, ConditionalSpeculation
@@ -15,7 +16,7 @@ from nubes.functions.policies.fixed_window import FixedWindow, NoUnload
 from nubes.functions.policies.lru import Lru
 from nubes.functions.policies.sand import NoIdle
 from nubes.functions.seams import FOREVER, FunctionView, InstanceView, Window
-from nubes.functions.spec import FunctionSpec
+from nubes.functions.spec import Batching, FunctionSpec
 from nubes.kernel.errors import UsageError
 
 MIB = 2**20
@@ -149,6 +150,60 @@ class TestFaasCache:
         assert cloud.starts() == [0.0]
         assert cloud.dispatched() == [2.0, 3.0]
         assert cloud.how() == [COLD, DELAYED]
+
+    def test_a_start_is_for_as_many_calls_as_an_instance_holds(self) -> None:
+        f = FunctionSpec(name="f", concurrency=2, cpu=0.0)
+        cloud = Cloud([f], keep_alive="faascache", cold_s=2.0, exec_s=1.0)
+        cloud.call("f", 0.0, 0.5, 1.0)
+        cloud.run()
+        assert cloud.starts() == [0.0, 1.0]  # two calls fit the first start, the third needs one of its own
+        assert cloud.dispatched() == [2.0, 2.0, 3.0]
+
+    def test_a_call_that_joins_a_start_under_way_has_not_taken_it_from_others(self) -> None:
+        # The call of 0.5 is later than the start it shares, and still one of those that the start is for.
+        f = FunctionSpec(name="f", concurrency=2, cpu=0.0)
+        cloud = Cloud([f], keep_alive="faascache", cold_s={"f": 2.0}, exec_s=10.0)
+        cloud.call("f", 0.0, 0.5, 2.5, 2.6, 2.7)
+        cloud.run()
+        assert cloud.starts() == [0.0, 2.5, 2.7]
+
+    def test_calls_that_busy_instances_took_leave_their_start_with_that_much_less_room(self) -> None:
+        # Both of 2.5 wait beside a full instance, which takes them at 3.0: their start covers neither of 3.2.
+        f = FunctionSpec(name="f", concurrency=2, cpu=0.0)
+        cloud = Cloud([f], keep_alive="faascache", cold_s=2.0, exec_s=1.0)
+        cloud.call("f", 0.0, 0.0, 2.5, 2.5, 3.2, 3.2)
+        cloud.run()
+        assert cloud.starts() == [0.0, 2.5, 3.2]
+
+    def test_a_batch_is_as_many_calls_as_are_in_it(self) -> None:
+        f = FunctionSpec(name="f", batching=Batching(3, 0.0), cpu=0.0)
+        cloud = Cloud([f], keep_alive="faascache", cold_s=2.0, exec_s=1.0)
+        cloud.call("f", 0.0, 2.2, 2.3, 2.4, 3.2)
+        cloud.run()
+        # The busy instance takes the three at 3.0, all that the start of 2.2 was for; so that of 3.2 needs another.
+        assert cloud.starts() == [0.0, 2.2, 3.2]
+        policy = cloud.controller.keep_alives[""]
+        assert cloud.controller.functions["f"].arrivals == 5
+        assert policy.value(cloud.controller.instances[1], 9.0) == 5 * 2.0 / 128  # each call counts, not each batch
+
+    def test_a_start_that_lost_its_call_counts_no_longer_once_it_is_ready(self) -> None:
+        cloud = Cloud([spec("f")], keep_alive="faascache", cold_s=2.0, exec_s=1.0)
+        cloud.call("f", 0.0, 2.5)  # 1 is busy until 3.0 and takes it; 2 is ready at 4.5 and gets nothing
+        cloud.call("f", 10.0, 10.0, 10.0, 10.1)  # two are idle: one start for each of the others
+        cloud.run()
+        assert cloud.starts() == [0.0, 2.5, 10.0, 10.1]
+
+    def test_freq_starts_anew_when_the_app_is_deployed_anew(self) -> None:
+        cloud = Cloud([spec("a/big", 100), spec("b/other", 100)], keep_alive="faascache", memory_bytes=100 * MIB)
+        cloud.call("a/big", 0.0, 5.0)
+        cloud.call("b/other", 10.0)  # evicts the only instance of big, whose two calls then count no longer
+        cloud.run()
+        cloud._handle(e.Removed("a"))
+        cloud._handle(e.Deployed("a", 2, (spec("a/big", 100),)))
+        cloud.call("a/big", 20.0)
+        cloud.run()
+        (kept,) = cloud.controller.functions["a/big"].instances.values()
+        assert cloud.controller.keep_alives[""].value(kept, 30.0) == 1 * 1.0 / 100
 
     def test_clocks_stay_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(faascache, "CLOCKS", 10)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import random
 from math import inf
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_cloud import Cloud
 
+from nubes.functions import events as e
+from nubes.functions.invariants import check
 from nubes.functions.policies.edf import EarliestDeadline
 from nubes.functions.policies.sjf import ShortestJob
 from nubes.functions.policies.xfaas import XFaas
 from nubes.functions.seams import CallView, FunctionView
 from nubes.functions.spec import FunctionSpec
+
+MIB = 2**20
 
 
 def view(exec_s: float = 0.0, **spec: object) -> FunctionView:
@@ -64,6 +70,78 @@ class TestOrders:
         order = [name for _, name in sorted((cloud.dispatched(name)[0], name) for name in "abc")]
         assert order[0] == first
         assert len(cloud.dispatched()) == 4
+
+
+class CheckedCloud(Cloud):
+    """Everything that holds between two events is looked at after each."""
+
+    def _handle(self, event: Any) -> None:
+        super()._handle(event)
+        assert check(self.controller) == []
+
+
+def with_a_big_one(seed: int, patience_s: float, memory: bool) -> dict[int, tuple[str, float, float]]:
+    """Calls that need the whole machine among small ones of which one always runs: call -> function, arrival, dispatch."""
+    draw = random.Random(seed)
+    sizes: dict[str, tuple[float, int]] = {"big": (2.0, 128 * MIB), "a": (1.0, 128 * MIB), "b": (0.5, 128 * MIB)}
+    if memory:
+        sizes = {"big": (0.0, 1024 * MIB), "a": (0.0, 512 * MIB), "b": (0.0, 256 * MIB)}
+    specs = [FunctionSpec(name=n, cpu=cpu, memory_bytes=size, max_instances=8) for n, (cpu, size) in sizes.items()]
+    cloud = CheckedCloud(
+        specs, queueing=f"fifo(patience={patience_s})", keep_alive="no-unload", cpu=2.0, memory_bytes=1024 * MIB,
+        cold_s=0.2, exec_s={"big": 0.5, "a": 1.0, "b": 1.5},
+    )  # fmt: skip
+    arrivals = [("big", draw.uniform(0.0, 250.0)) for _ in range(5)]
+    at = 0.0
+    while at < 300.0:
+        arrivals.append((draw.choice("ab"), at))
+        at += draw.uniform(0.6, 0.9)
+    for function, at in arrivals:
+        cloud.call(function, at)
+    cloud.run()
+    begun = {call: at for at, c in cloud.log if isinstance(c, e.Dispatch) for call in c.calls}
+    return {n: (function, at, begun[n]) for n, (function, at) in enumerate(arrivals, 1)}
+
+
+class TestPatience:
+    def small_ones_and_a_big_one(self, patience: str, length_s: float) -> CheckedCloud:
+        specs = [FunctionSpec(name="big", cpu=2.0), FunctionSpec(name="small", cpu=1.0)]
+        cloud = CheckedCloud(specs, queueing=f"fifo(patience={patience})", cpu=2.0, cold_s=0.0, exec_s=1.0)
+        cloud.call("small", *(t * 0.7 for t in range(round(length_s / 0.7))))  # always one or two of them running
+        cloud.call("big", 2.2)
+        cloud.run()
+        return cloud
+
+    def test_with_patience_for_good_it_would_wait_for_as_long_as_small_ones_come(self) -> None:
+        for length_s in (14.0, 140.0, 1400.0):
+            (begun,) = self.small_ones_and_a_big_one("30d", length_s).dispatched("big")
+            assert begun > length_s - 1.0
+
+    def test_nothing_passes_who_has_waited_for_long(self) -> None:
+        cloud = self.small_ones_and_a_big_one("5s", 14.0)
+        assert cloud.dispatched("big") == [8.0]  # it is 5 s old at 7.2; what began at 7.0 ends at 8.0
+        small = cloud.dispatched("small")
+        assert small[:11] == [t * 0.7 for t in range(11)]  # up to 7.0 all pass, then none
+        assert small[11:13] == [9.0, 9.0]
+
+    @pytest.mark.parametrize("memory", [False, True], ids=["cpu", "memory"])
+    @pytest.mark.parametrize("seed", range(10))
+    def test_no_function_starves(self, seed: int, memory: bool) -> None:
+        # Once it is as old as its patience only what came before goes before it: so much, and no more.
+        calls = with_a_big_one(seed, 5.0, memory).values()
+        for _, came, begun in [call for call in calls if call[0] == "big"]:
+            assert not [c for c in calls if c[1] > came and came + 5.0 < c[2] < begun]
+
+    def test_a_call_in_line_that_is_cancelled_does_not_keep_its_place_for_the_next(self) -> None:
+        specs = [FunctionSpec(name=n, cpu=2.0) for n in ("a", "b")] + [FunctionSpec(name="running", cpu=1.0)]
+        cloud = CheckedCloud(specs, queueing="fifo(patience=1s)", cpu=2.0, cold_s=0.0, exec_s=100.0)
+        cloud.call("running", 0.0)
+        cloud.call("a", 1.0, 3.0)
+        cloud.call("b", 2.0)
+        cloud.run(50.0)
+        cloud._handle(e.Cancelled(2))
+        cloud.run()
+        assert (cloud.dispatched("b"), cloud.dispatched("a")) == ([100.0], [200.0])
 
 
 class TestQuota:

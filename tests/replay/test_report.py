@@ -12,6 +12,7 @@ import pytest
 
 from nubes.kernel.errors import UnknownPolicy, UsageError
 from nubes.replay import Configuration, Report, configurations, html, ranking, replay, table
+from nubes.replay.terminal import COLUMNS, cells
 from nubes.workloads import load
 
 from .small import random_workload
@@ -83,6 +84,31 @@ def test_the_terminal_shows_every_policy(report: Report) -> None:
     for row in report.rows:
         assert row.label in text
         assert f"{row.measures.cold_share:.2%}" in text
+
+
+@pytest.mark.parametrize("largest", [False, True])
+def test_the_terminal_cuts_nothing_at_80_columns(report: Report, largest: bool) -> None:
+    from rich.console import Console
+
+    rows = report.rows
+    if largest:
+        most = {
+            "cold_share": 1.0,
+            "latency_s": msgspec.structs.replace(rows[0].measures.latency_s, p50=7000.0, p95=7000.0, p99=7000.0),
+        }
+        most |= {"wasted_gib_s": 123_456 * 3600.0, "dollars": 12_345.0, "starts": 123_456}
+        rows = [msgspec.structs.replace(row, measures=msgspec.structs.replace(row.measures, **most)) for row in rows]
+    rows = [*rows[:-1], msgspec.structs.replace(rows[-1], label="hybrid-histogram(range=1h,unit=function)")]
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))
+    console.print(table(msgspec.structs.replace(report, rows=rows)))
+    lines = console.export_text().splitlines()
+    assert max(len(line) for line in lines) <= 80
+    grid = lines[3 : lines.index(next(line for line in lines if line.startswith("wasted:")))]
+    assert grid[0].split() == ["policy", *COLUMNS]
+    for row in rows:
+        (shown,) = [line for line in grid if line.startswith(row.label[:9])]
+        assert shown.endswith("  ".join(cells(row)[-1:]))
+        assert shown.split()[1:] == " ".join(cells(row)).split()
 
 
 class _Page(HTMLParser):

@@ -15,7 +15,7 @@ SMOOTHING = 0.2  # weight of the newest sample in moving averages
 
 
 def submitted(c: State, event: e.Submitted, now: float) -> None:
-    f = c.functions.get(event.function + event.variant) or pool(c, event.function, event.variant)
+    f = c.functions.get(event.function + event.variant) or pool(c, event.function, event.variant, now)
     if f is None:
         c.out.append(e.Resolve(event.call, FAILED, f"No function {event.function!r} is deployed."))
         return
@@ -62,7 +62,7 @@ def finished(c: State, event: e.Finished, now: float) -> None:
 
 def _forward(c: State, call: Call, output: bytes, now: float) -> None:
     """One step of a call's route is done: its output is the input of the next."""
-    following = pool(c, call.route[0], "")
+    following = pool(c, call.route[0], "", now)
     if following is None:
         resolve(c, call, FAILED, f"No function {call.route[0]!r} is deployed.", b"", now)
         return

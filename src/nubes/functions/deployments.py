@@ -17,17 +17,22 @@ from nubes.functions.state import Function, State
 from nubes.kernel.errors import UsageError
 from nubes.kernel.policy import make
 
+VARIANT_IDLE_S = 86_400.0  # how long a parameterisation of a class is known after its last call
+LOOK_S = 600.0
+
 
 def app(function: str) -> str:
     """The app that a function is of."""
     return function.partition("/")[0]
 
 
-def pool(c: State, name: str, variant: str) -> Function | None:
+def pool(c: State, name: str, variant: str, now: float) -> Function | None:
     """The instances of a function, or of one parameterisation of a class; None if no such function is deployed."""
     f = c.functions.get(name + variant)
     spec = c.specs.get(name)
     if f is None and spec is not None:
+        if variant:
+            drop_idle_variants(c, now)
         f = Function(name + variant, spec, variant, c.apps[app(name)][0], keep_alive_of(c, spec))
         refill(c, f, [])
         c.functions[f.name] = f
@@ -37,6 +42,29 @@ def pool(c: State, name: str, variant: str) -> Function | None:
 def pools(c: State, name: str) -> list[Function]:
     """The function of that name, or every parameterisation of the class."""
     return [f for f in c.functions.values() if f.spec.name == name]
+
+
+def drop_idle_variants(c: State, now: float) -> None:
+    """Forgets the parameterisations that have had no call, instance or timer for `VARIANT_IDLE_S`.
+
+    Done as new ones come, so that there is at most what a day brings, but not more often than every `LOOK_S`.
+    """
+    if now < c.look_s:
+        return
+    c.look_s = now + LOOK_S
+    called = {call.function.name for call in c.calls.values()}
+    for f in [f for f in c.functions.values() if f.variant and f.name not in called]:
+        waits = f.blocked or f.short or f.held_s < inf or f.prewarm_s >= now
+        if not f.instances and not waits and now >= max(f.last_arrival_s, f.last_end_s) + VARIANT_IDLE_S:
+            del c.functions[f.name]
+            _forget(c, f)
+
+
+def _forget(c: State, f: Function) -> None:
+    """A pool is gone, and with it what policies know of it."""
+    f.keep_alive.forgotten(f)
+    if c.keep_alives[""] is not f.keep_alive:  # it saw the evictions
+        c.keep_alives[""].forgotten(f)
 
 
 def keep_alive_of(c: State, spec: FunctionSpec) -> KeepAlive:
@@ -96,7 +124,7 @@ def _replace(c: State, f: Function, spec: FunctionSpec, version: int, now: float
 def stand_ready(c: State, spec: FunctionSpec, now: float) -> None:
     """What is to be there before the first call."""
     if spec.kind == "function" or spec.min_instances:
-        f = pool(c, spec.name, "")
+        f = pool(c, spec.name, "", now)
         assert f is not None
         c.tree.prepare(f, now, c.out)
     for f in pools(c, spec.name):
@@ -125,6 +153,7 @@ def _remove_functions(c: State, names: list[str], now: float) -> None:
                 resolve(c, call, CANCELLED, f"{name!r} was stopped.", b"", now)
             for instance in list(f.instances.values()):
                 stop(c, instance, "its app was stopped", now)
+            _forget(c, f)
         c.tree.drop(name, now, c.out)
 
 

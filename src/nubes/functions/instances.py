@@ -104,7 +104,8 @@ def fall_idle(c: State, instance: Instance, now: float) -> None:
     keep_s = window.keep_s
     if window.prewarm_s > 0.0 and instance.uses:
         if len(f.instances) > wanted(f):
-            c.out.append(SetTimer(now + window.prewarm_s, (f"prewarm/{f.prewarm}", f.name)))
+            f.prewarm_s = now + window.prewarm_s
+            c.out.append(SetTimer(f.prewarm_s, (f"prewarm/{f.prewarm}", f.name)))
             stop(c, instance, "its function is not expected soon", now)
             return
         keep_s = 0.0

@@ -163,6 +163,9 @@ class KeepAlive(Policy):
     def evicted(self, instance: InstanceView, priority: float) -> None:
         """`instance` was given up for memory."""
 
+    def forgotten(self, f: FunctionView) -> None:
+        """`f` is gone, or was idle for so long that it is taken for new if it is called again."""
+
 
 @seam("queueing", default="fifo")
 class Queueing(Policy):
@@ -171,6 +174,7 @@ class Queueing(Policy):
     ordered: ClassVar[bool] = False  # whether `order` is used within a function too, or else order of arrival
     limits: ClassVar[bool] = False  # whether `admit` and `finished` are asked at all
     ahead_s: ClassVar[float] = 0.001  # how much expected work an instance may be handed ahead, one call after the other
+    patience_s: float = inf  # how old the first call in line for capacity may be before none that comes after may pass
     tick_s: ClassVar[float] = 0.0  # how often `tick` is called; 0: never
 
     @decision

@@ -22,7 +22,7 @@ def arrived(c: State, f: Function, call: Call, now: float) -> None:
     f.arrivals += 1
     f.last_arrival_s = now
     f.prewarm += 1
-    if f.open and covered(f) and f.spec.batching is None and not c.queueing.limits:
+    if f.open and covered(f) and f.spec.batching is None and not c.queueing.limits and not c.blocked:
         id, instance = f.open.popitem()  # the last in is the first out
         if instance.load or c.cpu_used + f.cpu <= c.cpu:
             dispatch(c, instance, (call,), WARM, now)
@@ -38,6 +38,9 @@ def serve(c: State, f: Function, now: float) -> None:
     spec, queueing = f.spec, c.queueing
     while f.queued and f.open:
         first = head(f)
+        if c.blocked and _passes(c, f, now):
+            block(c, f, now)
+            return
         instance = next(reversed(f.open.values()))
         if instance.uses and covered(f):
             return
@@ -62,6 +65,9 @@ def serve(c: State, f: Function, now: float) -> None:
         return
     if queueing.limits and not _admitted(c, f, now):
         return
+    if c.blocked and _passes(c, f, now):
+        block(c, f, now)
+        return
     count = f.keep_alive.start(f, now)
     if queueing.limits:  # calls that are held need no instance yet
         count = min(count, queueing.allowance(f, now))
@@ -78,6 +84,14 @@ def covered(f: Function) -> bool:
     if not f.queued or not f.keep_alive.binds:
         return not f.queued
     return f.queued <= f.starting * (f.spec.batching.max_batch_size if f.spec.batching else f.room)
+
+
+def _passes(c: State, f: Function, now: float) -> bool:
+    """Whether a call of `f` would go before the first in line for capacity, which has been passed for long enough."""
+    order, _, first = c.blocked[0]
+    if c.queueing.patience_s == inf or order == SHORT or first is f or not first.queued:
+        return False
+    return head(first).arrived_s < now - c.queueing.patience_s and order < c.queueing.order(f, head(f))
 
 
 def _batch(f: Function, size: int) -> tuple[Call, ...]:
@@ -230,6 +244,9 @@ def released(c: State, now: float) -> None:
         if ahead:
             ensure(c, f, now)
         elif f.queued:
+            if c.blocked and _passes(c, f, now):  # the call that it stood there for was cancelled: back in line
+                block(c, f, now)
+                continue
             serve(c, f, now)
         if f.short if ahead else f.blocked:
             return

@@ -65,7 +65,7 @@ class Function(FunctionView):
 
     __slots__ = (
         "ahead", "app", "blocked", "cpu", "failures", "held_s", "instances", "keep_alive", "last_start_s", "open",
-        "prewarm", "room", "short", "variant", "version", "waiting",
+        "prewarm", "prewarm_s", "room", "short", "variant", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, name: str, spec: FunctionSpec, variant: str, version: int, keep_alive: KeepAlive) -> None:
@@ -81,6 +81,7 @@ class Function(FunctionView):
         self.held_s = inf  # when its pending admission or batching timer fires
         self.last_start_s = -inf  # when the newest instance was started
         self.prewarm = 0  # counts the pre-warm timers, so that an outdated one is known
+        self.prewarm_s = -inf  # when the newest of them fires
         self.failures = 0  # starts in a row that failed
 
     def become(self, spec: FunctionSpec, version: int, keep_alive: KeepAlive) -> None:
@@ -137,6 +138,7 @@ class State:
         self.chosen: dict[str, str] = {}  # function -> the keep-alive policy it was switched to
         self.due: dict[str, float] = {}  # function -> when its schedule comes round
         self.blocked: list[tuple[tuple[float, ...], int, Function]] = []  # a heap of those that wait for room
+        self.look_s = 0.0  # when next to look for parameterisations to forget
         self.sequence = 0  # tells apart what stands at the same place in a queue
         self.instance_ids = 0
         self.inner_calls = 0  # calls that the clock made

@@ -95,7 +95,11 @@ async def build(session: Session, args: dict[str, Any]) -> None:
 @ask
 async def store(session: Session, args: dict[str, Any]) -> Any:
     """One operation on a shared dict or queue, or on all of them."""
-    return await session.plane.stores.answer(args["operation"], args["arguments"])
+    stores = session.plane.stores
+    if args["operation"] == "queue_get":
+        values, session.unless_read = await stores.take(args["arguments"])
+        return values
+    return await stores.answer(args["operation"], args["arguments"])
 
 
 @ask

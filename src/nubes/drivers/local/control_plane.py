@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import pickle
-import shutil
 import signal
 import sys
 from collections import Counter
@@ -17,18 +16,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import nubes
-from nubes.drivers.local import payload, retention, wire
+from nubes.drivers.local import payload, retention, unattended, wire
 from nubes.drivers.local.environments import Environments
 from nubes.drivers.local.limits import Limits
 from nubes.drivers.local.logstore import LogStore
 from nubes.drivers.local.processes import Processes
+from nubes.drivers.local.shared_folder import SharedFolder
 from nubes.drivers.local.stores import Stores
 from nubes.functions import events as e
 from nubes.functions.controller import Functions
 from nubes.functions.deployments import verify
 from nubes.functions.spec import FunctionSpec
 from nubes.kernel.clock import WallClock
-from nubes.kernel.errors import LogCorrupt, NubesError, Unavailable, UsageError
+from nubes.kernel.errors import LogCorrupt, NubesError, Unavailable, UnknownPolicy, UsageError
 from nubes.kernel.log import Log
 from nubes.kernel.message import Codec, Event
 from nubes.kernel.policy import SEAMS, load
@@ -60,9 +60,8 @@ class ControlPlane:
         self.log = Log(folder / "log")
         for name in ("objects", "output", "secrets", "volumes", "environments"):
             (folder / name).mkdir(exist_ok=True, mode=0o700)
-        self.shared = Path("/dev/shm" if os.path.isdir("/dev/shm") else folder) / f"nubes-{os.getuid()}-{self.log_id}"
-        shutil.rmtree(self.shared, ignore_errors=True)
-        self.shared.mkdir(mode=0o700)
+        self.shared_folder = SharedFolder(self.log_id, folder)
+        self.shared = self.shared_folder.path
         self.environments = Environments(folder / "environments")
         self.stores = Stores(folder / "stores.sqlite")
         self.policies = policies or {}
@@ -131,7 +130,10 @@ class ControlPlane:
         last = 0.0
         for record in self.log.records(start):
             last, event = self.codec.decode(record)
-            self.controller.handle(event, last)
+            try:
+                self.controller.handle(event, last)
+            except UnknownPolicy as error:
+                raise self._missing(error.message) from error
         self.clock = WallClock(last)
         self.now = last
         self._snapshot_at = self.log.count
@@ -147,6 +149,8 @@ class ControlPlane:
                     return self.log.snapshot_at
                 except Exception as error:
                     if self.log.first > 0:
+                        if version == _code_version() and isinstance(error, ImportError | AttributeError):
+                            raise self._missing(f"{error}.") from error
                         raise LogCorrupt(
                             f"The state in {self.folder} was made by another version of nubes ({error!r}).",
                             "Start that version once more, or begin with an empty data folder.",
@@ -154,13 +158,24 @@ class ControlPlane:
         self.controller = Functions()
         return self.log.first
 
+    def _missing(self, what: str) -> UnknownPolicy:
+        return UnknownPolicy(
+            f"A policy that decided for {self.folder} is not installed any more: {what}",
+            "Install the package it came with again, then start again: nothing is lost. Or choose another folder with "
+            "--data.",
+        )
+
     def close(self) -> None:
         self.processes.close()
         self.environments.close()
         self.stores.close()
         self._snapshot()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Gives the folder back, whether or not it was ever started."""
         self.log.close()
-        shutil.rmtree(self.shared, ignore_errors=True)
+        self.shared_folder.close()
 
     # -- the one way in ------------------------------------------------------------------------------------------
 
@@ -329,6 +344,9 @@ class ControlPlane:
             told = [*([sink] if sink else []), *watchers]
             if told:
                 self.when_safe(lambda: _tell(told, command, output))
+            elif command.status in (e.FAILED, e.TIMED_OUT):
+                function = self.controller.results[id].function
+                self.prints(id, function, "stderr", unattended.report(id, command.status, command.reason, output))
         elif sink is not None:
             sink.result(id, command.status, command.reason, output, released)
 
@@ -440,7 +458,11 @@ async def _serve(folder: Path, policies: dict[str, str], cpu: float, memory_byte
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     plane = ControlPlane(folder, policies, cpu, memory_bytes)
-    plane.start(loop)
+    try:
+        plane.start(loop)
+    except BaseException:
+        plane.let_go()
+        raise
     printed = LogStore(folder / "logs", loop, plane.clock)
     plane.prints = printed.add
     listener = listen(plane, stop)

@@ -33,6 +33,7 @@ class Peer:
         self._left = b""  # of an earlier send
         self._scheduled = False
         self.closed = False
+        self.unread = False  # it certainly went without reading the last that was sent
         sock.setblocking(False)
         loop.add_reader(self._fd, self._readable)
 
@@ -53,7 +54,8 @@ class Peer:
             size = self._sock.recv_into(_buffer)
         except BlockingIOError:
             return
-        except OSError:
+        except OSError as error:
+            self.unread |= isinstance(error, ConnectionResetError)  # so Linux tells who left something unread
             size = 0
         if not size:
             self.close()
@@ -75,6 +77,7 @@ class Peer:
         except BlockingIOError:
             sent = 0
         except OSError:
+            self.unread = True
             self.close()
             return
         if sent < len(data):
@@ -92,11 +95,14 @@ class Peer:
     def close(self) -> None:
         if self.closed:
             return
-        if self._out and not self._left:
+        if self._left:
+            self.unread = True
+        elif self._out:
+            data = b"".join(self._out)
             try:
-                self._sock.send(b"".join(self._out))
+                self.unread |= self._sock.send(data) < len(data)
             except OSError:
-                pass
+                self.unread = True
         self.closed = True
         self._loop.remove_reader(self._fd)
         if self._left:

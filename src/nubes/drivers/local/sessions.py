@@ -82,6 +82,8 @@ class Session:
         self.tasks: dict[int, asyncio.Task[None]] = {}  # by the number of what was asked
         self.at_end: list[Callable[[], object]] = []
         self.follows: Callable[[], None] | None = None
+        self.unless_read: Callable[[], object] | None = None  # what takes back the answer that is about to be sent
+        self._take_back: Callable[[], object] | None = None  # the same, of the last frame that was sent
         self.peer = Peer(plane.loop, sock, self._frame, self._gone)
 
     # -- the Sink that calls report to ---------------------------------------------------------------------------
@@ -91,13 +93,13 @@ class Session:
         self.watched.discard(call)
         if self.peer.closed and output[:1] == b"S":
             payload.discard(payload.segment_of(output))
-        self.peer.send(wire.pack(wire.RESULT, call, status, reason, output, released))
+        self._send(wire.pack(wire.RESULT, call, status, reason, output, released))
 
     def item(self, call: int, output: bytes) -> None:
-        self.peer.send(wire.pack(wire.YIELD, call, output))
+        self._send(wire.pack(wire.YIELD, call, output))
 
     def printed(self, call: int, function: str, stream: str, text: str) -> None:
-        self.peer.send(wire.pack(wire.LOG, call, function, stream, text))
+        self._send(wire.pack(wire.LOG, call, function, stream, text))
 
     # -- frames --------------------------------------------------------------------------------------------------
 
@@ -120,9 +122,7 @@ class Session:
             if frame[1] in self.tasks:
                 self.tasks[frame[1]].cancel()
         elif kind == wire.HELLO:
-            self.peer.send(
-                wire.pack(wire.WELCOME, PROTOCOL, str(self.plane.shared), str(self.plane.folder), os.getpid())
-            )
+            self._send(wire.pack(wire.WELCOME, PROTOCOL, str(self.plane.shared), str(self.plane.folder), os.getpid()))
 
     def _call(
         self, call: int, function: str, method: str, variant: str, keep: bool, key: str, route: list[str], data: bytes
@@ -135,7 +135,7 @@ class Session:
                 if self.plane.sinks.pop(call, None) is not None:  # else it was refused, and the client has been told
                     actual = self.plane.controller.keys.get((function + variant, key), call) if key else call
                     accepted = wire.pack(wire.ACCEPTED, call, actual)
-                    self.plane.when_safe(lambda: self.peer.send(accepted), lambda why: self._not_kept(call, why))
+                    self.plane.when_safe(lambda: self._send(accepted), lambda why: self._not_kept(call, why))
             else:
                 self.calls.add(call)
                 self.plane.submit(event, data, self)
@@ -151,12 +151,12 @@ class Session:
     def _fetch(self, call: int, wait: bool) -> None:
         controller = self.plane.controller
         if not wait and call in controller.calls and call not in controller.results:
-            self.peer.send(wire.pack(wire.PENDING, call))
+            self._send(wire.pack(wire.PENDING, call))
         elif self.plane.watch(call, self):
             self.watched.add(call)
         else:
             reason = "No call of this id is known: its answer was forgotten, or it never was."
-            self.peer.send(wire.pack(wire.RESULT, call, FAILED, reason, b"", False))
+            self._send(wire.pack(wire.RESULT, call, FAILED, reason, b"", False))
 
     async def _ask(self, number: int, name: str, arguments: dict[str, Any]) -> None:
         try:
@@ -170,9 +170,19 @@ class Session:
             answer, failed = [error.message, error.hint], type(error).__name__
         except Exception as error:
             answer, failed = [f"{type(error).__name__}: {error}", ""], "NubesError"
-        self.peer.send(wire.pack(wire.ANSWER, number, failed, answer))
+        take_back, self.unless_read = self.unless_read, None
+        self._send(wire.pack(wire.ANSWER, number, failed, answer), take_back)
+
+    def _send(self, frame: bytes, take_back: Callable[[], object] | None = None) -> None:
+        """All that goes to the client goes through here. `take_back`: to be called if it certainly was not read."""
+        if self.peer.closed and take_back is not None:
+            take_back()
+        self._take_back = take_back
+        self.peer.send(frame)
 
     def _gone(self) -> None:
+        if self.peer.unread and self._take_back is not None:
+            self._take_back()
         for task in self.tasks.values():
             task.cancel()
         for finish in self.at_end:

@@ -12,6 +12,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Stores:
 
     async def answer(self, operation: str, arguments: dict[str, Any]) -> Any:
         if operation == "queue_get":
-            return await self._get(arguments)
+            return (await self.take(arguments))[0]
         if operation == "queue_put":
             return await self._put(arguments)
         done = await self._do(operation, arguments)
@@ -53,8 +54,11 @@ class Stores:
 
     # -- waiting -------------------------------------------------------------------------------------------------
 
-    async def _get(self, arguments: dict[str, Any]) -> list[bytes]:
-        """Up to `count` items, in order; waits for the first of them up to `timeout` seconds, forever if None."""
+    async def take(self, arguments: dict[str, Any]) -> tuple[list[bytes], Callable[[], None] | None]:
+        """Up to `count` items, in order, and what puts them back where they were, if there are any.
+
+        Waits for the first of them up to `timeout` seconds, forever if None.
+        """
         name, partition = arguments["name"], arguments["partition"]
 
         def give_back(rows: list[tuple[int, bytes]]) -> None:
@@ -63,10 +67,12 @@ class Stores:
 
         rows = await self._when("items", arguments, "queue_take", give_back)
         self._wake("room", name, partition, len(rows or ()))
-        return [value for _, value in rows or ()]
+        if not rows:
+            return [], None
+        return [value for _, value in rows], partial(give_back, rows)
 
     async def _put(self, arguments: dict[str, Any]) -> bool:
-        """Appends `values`, all or none; waits for room as `_get` does for items. False if there was none in time."""
+        """Appends `values`, all or none; waits for room as `take` does for items. False if there was none in time."""
         done = await self._when("room", arguments, "queue_append", lambda _: None)
         if done:
             self._wake("items", arguments["name"], arguments["partition"], len(arguments["values"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nubes.functions.seams import InstanceView, KeepAlive
+from nubes.functions.seams import FunctionView, InstanceView, KeepAlive
 from nubes.kernel.policy import Paper, policy
 
 PAPER = Paper(
@@ -48,6 +48,9 @@ class GreedyDual(KeepAlive):
         if f.busy + f.idle + f.starting <= 1:  # this one, which counts as idle until it is stopped
             self.before[f.name] = f.arrivals
 
+    def forgotten(self, f: FunctionView) -> None:
+        self.before.pop(f.name, None)
+
     def _clock_of(self, instance: InstanceView) -> float:
         return self.clocks.get(instance.id, 0.0) if instance.uses else self.clock
 
@@ -61,7 +64,7 @@ class GreedyDual(KeepAlive):
 
 @policy("faascache", paper=PAPER)
 class FaasCache(GreedyDual):
-    """Greedy-dual eviction, and a start for every call that finds no idle instance.
+    """Greedy-dual eviction, and a start for every call that finds no idle instance, or for as many as one holds.
 
     As on the platform it was built into, such a call waits for its own start: it never takes a busy instance that
     falls idle in the meantime. Only calls for which there is no room to start anything take whatever comes free.

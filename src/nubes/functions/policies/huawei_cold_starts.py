@@ -43,6 +43,9 @@ class TimerAware(KeepAlive):
             calls = self.calls[f.name] = deque(maxlen=GAPS + 1)
         calls.append(now)
 
+    def forgotten(self, f: FunctionView) -> None:
+        self.calls.pop(f.name, None)
+
     def window(self, f: FunctionView, now: float) -> Window:
         keep_s = self.keep.keep_s
         calls = self.calls.get(f.name)

@@ -143,6 +143,12 @@ class HybridHistogram(KeepAlive):
             usage.end_s = f.last_end_s
         return usage.window
 
+    def forgotten(self, f: FunctionView) -> None:
+        """What is known of its app stays."""
+        self.of.pop(f.name, None)
+        if not self.by_app:
+            self.usages.pop(f.name, None)
+
     def scores(self, question: str, *view: Any) -> list[tuple[str, float]]:
         """What chose between the three windows: CV of the bins, share out of bounds, idle times known."""
         if question != "window":
