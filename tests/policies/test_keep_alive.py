@@ -167,31 +167,24 @@ class TestFaasCache:
         cloud.run()
         assert cloud.starts() == [0.0, 2.5, 2.7]
 
-    def test_calls_that_busy_instances_took_leave_their_start_with_that_much_less_room(self) -> None:
-        # Both of 2.5 wait beside a full instance, which takes them at 3.0: their start covers neither of 3.2.
+    def test_calls_that_wait_for_their_start_leave_a_free_instance_to_others(self) -> None:
+        # Both of 2.5 wait for their start although an instance is free from 3.0 on: that one takes those of 3.2.
         f = FunctionSpec(name="f", concurrency=2, cpu=0.0)
         cloud = Cloud([f], keep_alive="faascache", cold_s=2.0, exec_s=1.0)
         cloud.call("f", 0.0, 0.0, 2.5, 2.5, 3.2, 3.2)
         cloud.run()
-        assert cloud.starts() == [0.0, 2.5, 3.2]
+        assert cloud.starts() == [0.0, 2.5]
+        assert cloud.how() == [COLD, COLD, WARM, WARM, COLD, COLD]
 
-    def test_a_batch_is_as_many_calls_as_are_in_it(self) -> None:
+    def test_freq_counts_each_call_of_a_batch(self) -> None:
         f = FunctionSpec(name="f", batching=Batching(3, 0.0), cpu=0.0)
         cloud = Cloud([f], keep_alive="faascache", cold_s=2.0, exec_s=1.0)
         cloud.call("f", 0.0, 2.2, 2.3, 2.4, 3.2)
         cloud.run()
-        # The busy instance takes the three at 3.0, all that the start of 2.2 was for; so that of 3.2 needs another.
-        assert cloud.starts() == [0.0, 2.2, 3.2]
+        assert cloud.starts() == [0.0, 2.2]
         policy = cloud.controller.keep_alives[""]
         assert cloud.controller.functions["f"].arrivals == 5
-        assert policy.value(cloud.controller.instances[1], 9.0) == 5 * 2.0 / 128  # each call counts, not each batch
-
-    def test_a_start_that_lost_its_call_counts_no_longer_once_it_is_ready(self) -> None:
-        cloud = Cloud([spec("f")], keep_alive="faascache", cold_s=2.0, exec_s=1.0)
-        cloud.call("f", 0.0, 2.5)  # 1 is busy until 3.0 and takes it; 2 is ready at 4.5 and gets nothing
-        cloud.call("f", 10.0, 10.0, 10.0, 10.1)  # two are idle: one start for each of the others
-        cloud.run()
-        assert cloud.starts() == [0.0, 2.5, 10.0, 10.1]
+        assert policy.value(cloud.controller.instances[1], 9.0) == 5 * 2.0 / 128
 
     def test_freq_starts_anew_when_the_app_is_deployed_anew(self) -> None:
         cloud = Cloud([spec("a/big", 100), spec("b/other", 100)], keep_alive="faascache", memory_bytes=100 * MIB)

@@ -42,7 +42,7 @@ def serve(c: State, f: Function, now: float) -> None:
             block(c, f, now)
             return
         instance = next(reversed(f.open.values()))
-        if instance.uses and covered(f):
+        if instance.ready_s < now and covered(f):
             return
         if not instance.load and c.cpu_used + f.cpu > c.cpu:
             block(c, f, now)

@@ -67,6 +67,10 @@ class ConditionalSpeculation(BasicSpeculation):
         elif instance.uses == 1 and now - instance.ready_s > f.exec_s > 0.0:
             self.speculate[f.name] = False
 
+    def forgotten(self, f: FunctionView) -> None:
+        super().forgotten(f)
+        self.speculate.pop(f.name, None)
+
     def scores(self, question: str, *view: Any) -> list[tuple[str, float]]:
         """Seconds that a waiting call is expected to wait for a new instance, and for a busy one."""
         if question != "start":
@@ -96,6 +100,10 @@ class Cidre(ConditionalSpeculation):
         known = self.calls.get(f.name)
         count = 1.0 if known is None else 1.0 + known[0] * exp((known[1] - now) / self.recent_s)
         self.calls[f.name] = (count, now)
+
+    def forgotten(self, f: FunctionView) -> None:
+        super().forgotten(f)
+        self.calls.pop(f.name, None)
 
     def value(self, instance: InstanceView, now: float) -> float:
         f = instance.function
