@@ -174,7 +174,7 @@ class TestFaasCache:
         cloud.call("f", 0.0, 0.0, 2.5, 2.5, 3.2, 3.2)
         cloud.run()
         assert cloud.starts() == [0.0, 2.5]
-        assert cloud.how() == [COLD, COLD, WARM, WARM, COLD, COLD]
+        assert cloud.how() == [COLD, DELAYED, WARM, WARM, COLD, DELAYED]
 
     def test_freq_counts_each_call_of_a_batch(self) -> None:
         f = FunctionSpec(name="f", batching=Batching(3, 0.0), cpu=0.0)
