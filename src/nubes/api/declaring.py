@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from nubes.api.options import options
-from nubes.api.source import code_of
 from nubes.functions.spec import FunctionSpec, Web
 from nubes.kernel.errors import UsageError
 
@@ -31,10 +30,18 @@ class Defaults(NamedTuple):
 class Declared(NamedTuple):
     """A function or class as it was declared, with what must be there before it is deployed."""
 
-    spec: FunctionSpec
+    raw: Any
+    serialized: bool
+    spec: FunctionSpec  # without its code
     image: Image | None
     secrets: tuple[Secret, ...]
     volumes: tuple[Volume, ...]
+
+    def complete(self) -> FunctionSpec:
+        """The specification with the code, as it is now. (In the cloud nobody asks, and its forks stay the smaller.)"""
+        from nubes.api.source import code_of
+
+        return msgspec.structs.replace(self.spec, code=code_of(self.raw, self.serialized))
 
     def within(self, app: str) -> Declared:
         """The same, in another app."""
@@ -53,13 +60,12 @@ def declare(raw: Any, given: dict[str, Any], defaults: Defaults) -> Declared:
     image = chosen.pop("image") or defaults.image
     secrets = (*defaults.secrets, *chosen.pop("secrets"))
     volumes = {**defaults.volumes, **chosen.pop("volumes")}
-    code = code_of(raw, chosen.pop("serialized"))
+    serialized = chosen.pop("serialized")
     if image is not None:
         chosen["env"] = {**dict(image.variables), **chosen["env"]}
     marks = _marks_of_class(raw) if isinstance(raw, type) else _marks_of(raw)
     spec = FunctionSpec(
         name=f"{defaults.app}/{name}",
-        code=code,
         environment=image.id if image is not None and image.id else "",
         secrets=tuple(secret.name for secret in secrets),
         volumes={path: volume.name for path, volume in volumes.items()},
@@ -67,7 +73,7 @@ def declare(raw: Any, given: dict[str, Any], defaults: Defaults) -> Declared:
         **{**chosen, "keep_alive": chosen["keep_alive"] or defaults.keep_alive},
         **marks,
     )
-    return Declared(spec, image, secrets, tuple(volumes.values()))
+    return Declared(raw, serialized, spec, image, secrets, tuple(volumes.values()))
 
 
 def _marks_of(raw: Any) -> dict[str, Any]:

@@ -83,4 +83,4 @@ class Deployment:
                 secret.hand_in(client)
             for volume in one.volumes:
                 volume.hand_in(client)
-        return {"app": self.app, "functions": [_encode(one.spec) for one in declared]}
+        return {"app": self.app, "functions": [_encode(one.complete()) for one in declared]}

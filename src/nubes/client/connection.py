@@ -37,7 +37,7 @@ class Connection:
     """A blocking connection, used by one thread at a time."""
 
     def __init__(self, path: str) -> None:
-        self.stream = wire.Stream(open_socket(path))
+        self.stream = wire.SocketStream(open_socket(path))
         self.stream.send(wire.pack(wire.HELLO, 1))
         _, self.protocol, self.shared, self.folder, self.pid = self.stream.recv()
 

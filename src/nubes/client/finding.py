@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import atexit
 import os
-import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nubes import config
 from nubes.client.client import Client
 from nubes.kernel.errors import Unavailable
+
+if TYPE_CHECKING:
+    import subprocess
 
 _shared: Client | None = None
 _lock = threading.Lock()
@@ -20,7 +21,12 @@ _lock = threading.Lock()
 
 def data_folder() -> Path:
     """The data folder: `NUBES_DATA`, or that of a configuration file, or the user's."""
-    return Path(os.environ.get("NUBES_DATA") or config.resolve()["data"].value).expanduser().absolute()
+    folder = os.environ.get("NUBES_DATA")
+    if not folder:
+        from nubes import config  # what most processes of the cloud do without, and so their forks
+
+        folder = config.resolve()["data"].value
+    return Path(folder).expanduser().absolute()
 
 
 def connect(start: bool = True) -> Client:
@@ -61,6 +67,11 @@ _embedded: list[tuple[subprocess.Popen[bytes], int]] = []
 
 def _start_embedded(folder: Path) -> None:
     """Starts a control plane that ends with this process."""
+    import subprocess
+    import tempfile
+
+    from nubes import config
+
     watch_reading, watch_writing = os.pipe()
     ready_reading, ready_writing = os.pipe()
     settings = config.resolve()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 from nubes.client.client import Client
 from nubes.client.connection import Target
 from nubes.kernel.errors import NotFound
@@ -23,6 +21,8 @@ def find(client: Client, name: str) -> tuple[Target, bool]:
     if name in known:
         return known[name]
     app = name.partition("/")[0] + "/"
+    import difflib
+
     near = difflib.get_close_matches(name, known, 3, 0.5)
     beside = [one for one in known if one.startswith(app)]
     if near:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from zoneinfo import ZoneInfo
-
-from cronsim import CronSim, CronSimError
-
 from nubes.functions.spec import Schedule
 from nubes.kernel.errors import UsageError
 
@@ -15,6 +10,11 @@ def next_time(schedule: Schedule, now: float) -> float:
     """The first time after `now` (epoch seconds). Raises `UsageError` on what is no cron expression or time zone."""
     if schedule.period_s > 0:
         return now + schedule.period_s
+    from datetime import UTC, datetime
+    from zoneinfo import ZoneInfo
+
+    from cronsim import CronSim, CronSimError
+
     try:
         start = datetime.fromtimestamp(now, UTC).astimezone(ZoneInfo(schedule.timezone))
         return float(next(CronSim(schedule.cron, start)).timestamp())

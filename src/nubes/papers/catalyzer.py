@@ -185,7 +185,7 @@ def boot(ctx: Context, seed: int, kind: str, case: str, text: str) -> float:
     folder = ctx.folder / f"{kind}-{case}-{seed}"
     with cloud(folder, cold_start=POLICIES[kind], keep_alive="sand") as client, made.app.run():
         first = made.first() if case == "minilm" else made.first
-        imports = set(next(iter(made.app.functions.values())).spec.code.imports)
+        imports = set(next(iter(made.app.functions.values())).declared.complete().code.imports)
         first.remote()  # what it is forked from begins to grow at the latest now
 
         def ready(status: dict[str, Any]) -> bool:

@@ -62,12 +62,11 @@ class Instance:
             from nubes.drivers.local import tasks  # noqa: F401  (so that forks have it)
         self.settle_s = self.import_s = 0.0
 
-    def live(self, sock: socket.socket, birth: Birth) -> None:
+    def live(self, stream: wire.Stream, birth: Birth) -> None:
         """From here on an instance: its limits, what is left to prepare, calls, and its exit hooks."""
         began = time.monotonic()
-        self.stream = stream = wire.Stream(sock)
+        self.stream = stream
         try:
-            os.setpgid(0, 0)
             limits.enter(birth.limits, self.spec.memory_limit_bytes, bool(birth.limits))
             forking.reseed()
             joined = time.monotonic()
@@ -164,7 +163,7 @@ def rehearse() -> None:
             actor.target = _nothing
             sys.stdout = printed.Output("stdout", 1, actor._print)
             sys.stderr = printed.Output("stderr", 2, actor._print)
-            actor.live(theirs, Birth())
+            actor.live(wire.Stream(theirs.fileno()), Birth())
             ours.close()
             theirs.close()
     finally:
@@ -180,11 +179,11 @@ def main() -> None:
     """A fresh interpreter that becomes an instance at once: `argv` holds its socket's descriptor, and its lifeline."""
     lifeline.hold(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sock = socket.socket(fileno=int(sys.argv[1]))
-    spec, setting, birth = wire.Stream(sock).recv()
+    stream = wire.Stream(int(sys.argv[1]))
+    spec, setting, birth = stream.recv()
     decode = msgspec.msgpack.decode
     me = Instance(decode(spec, type=FunctionSpec), decode(setting, type=Setting))
-    me.live(sock, Birth(*birth))
+    me.live(stream, Birth(*birth))
     os._exit(0)
 
 

@@ -1,7 +1,7 @@
 """How every process that the control plane starts ends with it, even when it is killed.
 
-The control plane holds a FIFO open for writing. Every process group has a description of its own of the reading end,
-whose signal the kernel sends to the whole group when the last writer is gone.
+The control plane holds a FIFO open for writing. Every process group hangs on a line of its own, an opened reading end:
+when the last writer is gone, the kernel sends its signal to the whole group that owns it.
 """
 
 from __future__ import annotations
@@ -14,37 +14,42 @@ _F_SETSIG = 10
 
 
 class Lifeline:
-    """The control plane's end."""
+    """The control plane's end, and lines for instances."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         os.mkfifo(path, 0o600)
         self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        self._free: list[int] = []
+
+    def take(self) -> int:
+        """A line for one instance: a descriptor."""
+        return self._free.pop() if self._free else _line(self.path)
+
+    def give_back(self, line: int) -> None:
+        """The instance has ended: its line can be another's."""
+        self._free.append(line)
 
     def close(self) -> None:
         """Ends every process that still hangs on it."""
         os.close(self._fd)
+        for line in self._free:
+            os.close(line)
 
 
-def hold(path: str) -> int:
-    """Makes the calling process lead a group of its own, which ends when the control plane does.
-
-    Returns the descriptor that it hangs on.
-    """
+def lead(line: int) -> None:
+    """Makes the calling process lead a group of its own, which owns `line`."""
     os.setpgid(0, 0)
-    line = take(path)
-    give(line, os.getpid())
-    return line
+    fcntl.fcntl(line, fcntl.F_SETOWN, -os.getpid())
 
 
-def take(path: str) -> int:
-    """A descriptor that one group can hang on: a signal has one owner for each time the FIFO was opened."""
+def hold(path: str) -> None:
+    """As `lead`, with a line of its own."""
+    lead(_line(path))
+
+
+def _line(path: str) -> int:
     line = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     fcntl.fcntl(line, _F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(line, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
     return line
-
-
-def give(line: int, group: int) -> None:
-    """Makes a group hang on it. The group's processes have inherited the descriptor, and the caller may close it."""
-    fcntl.fcntl(line, fcntl.F_SETOWN, -group)

@@ -44,7 +44,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sock = socket.socket(fileno=int(sys.argv[1]))
-    data, _ = wire.recv_with_fd(sock)
+    data, _ = wire.recv_with_fds(sock)
     if data:
         grow(sock, wire.unbody(data)[1:], held)
 
@@ -75,7 +75,7 @@ def grow(control: socket.socket, task: list[Any], held: str) -> None:
         hugepages.collapse()
         control.send(wire.body(wire.PARKED, os.getpid(), time.monotonic() - started, _private_bytes()))
         try:
-            _serve(control, own, held)
+            _serve(control, own)
         except Parked as parked:
             if parked.then is None:
                 os._exit(0)
@@ -105,22 +105,22 @@ def _private_bytes() -> int:
     return total
 
 
-def _serve(control: socket.socket, own: Instance | None, held: str) -> None:
+def _serve(control: socket.socket, own: Instance | None) -> None:
     """Forks on request, and reports what became of its children when asked, or when there is nothing else to do."""
     news: list[tuple[int, int, int]] = []
     while True:
         try:
-            data, fd = wire.recv_with_fd(control, wait=not news)
+            data, fds = wire.recv_with_fds(control, wait=not news)
         except BlockingIOError:
-            data, fd = b"", -1
+            data, fds = b"", ()
         else:
             if not data:
                 raise Parked(None)
             frame = wire.unbody(data)
             if frame[0] == wire.FORK:
-                news.append((wire.FORKED, frame[1], _fork_instance(control, frame, fd, own, held)))
+                news.append((wire.FORKED, frame[1], _fork_instance(control, frame, fds, own)))
             elif frame[0] == wire.GROW:
-                _fork_parent(control, frame, fd)
+                _fork_parent(control, frame, fds[0])
         _reap(news)
         if news and (not data or len(news) >= _NEWS):
             try:
@@ -141,20 +141,19 @@ def _reap(news: list[tuple[int, int, int]]) -> None:
         news.append((wire.EXITED, pid, os.waitstatus_to_exitcode(status)))
 
 
-def _fork_instance(control: socket.socket, frame: list[Any], fd: int, own: Instance | None, held: str) -> int:
-    _, _, birth, spec, setting = frame
-    born = Birth(*birth)
-    line = lifeline.take(held)
+def _fork_instance(control: socket.socket, frame: list[Any], fds: tuple[int, ...], own: Instance | None) -> int:
     pid = forking.fork()
     if pid == 0:
+        _, _, birth, spec, setting = frame
+        fd, line = fds
+        lifeline.lead(line)
         control.close()
         gc.enable()
         me = Instance(_decode_spec(spec), _decode_setting(setting)) if spec or own is None else own
-        me.live(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd), born)
+        me.live(wire.Stream(fd), Birth(*birth))
         os._exit(0)
-    lifeline.give(line, pid)
-    os.close(line)
-    os.close(fd)
+    for fd in fds:
+        os.close(fd)
     return pid
 
 

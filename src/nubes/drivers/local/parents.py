@@ -40,7 +40,7 @@ class Parent:
         self.setting = setting  # what it was told of that function's setting
         self.pid = 0
         self.popen: subprocess.Popen[bytes] | None = None  # of a root
-        self.queue: deque[tuple[bytes, socket.socket | None]] = deque()
+        self.queue: deque[tuple[bytes, socket.socket | None, int]] = deque()
         self.children: set[int] = set()  # processes that it has not seen end
         self.asking: asyncio.TimerHandle | None = None
         self.wait_s = _ASK_S
@@ -89,12 +89,12 @@ class Parents:
         self._loop.add_reader(ours.fileno(), self._readable, parent)
 
     def fork(self, id: int, instance: int, birth: Any, function: str, spec: bytes, setting: bytes,
-             theirs: socket.socket) -> None:  # fmt: skip
-        """Has a parent fork an instance, which gets `theirs`."""
+             theirs: socket.socket, line: int) -> None:  # fmt: skip
+        """Has a parent fork an instance, which gets `theirs` and hangs on `line`."""
         parent = self._parents[id]
         if parent.spec == function and parent.setting == setting:  # it is prepared for just this
             spec = setting = b""
-        self._tell(parent, wire.body(wire.FORK, instance, birth, spec, setting), theirs)
+        self._tell(parent, wire.body(wire.FORK, instance, birth, spec, setting), theirs, line)
 
     def prune(self, id: int) -> None:
         parent = self._parents.pop(id, None)
@@ -108,16 +108,17 @@ class Parents:
 
     # -- talking -------------------------------------------------------------------------------------------------
 
-    def _tell(self, parent: Parent, data: bytes, theirs: socket.socket | None = None) -> None:
-        parent.queue.append((data, theirs))
+    def _tell(self, parent: Parent, data: bytes, theirs: socket.socket | None = None, line: int = -1) -> None:
+        parent.queue.append((data, theirs, line))
         if len(parent.queue) == 1:
             self._drain(parent)
 
     def _drain(self, parent: Parent, waited: bool = False) -> None:
         while parent.queue:
-            data, theirs = parent.queue[0]
+            data, theirs, line = parent.queue[0]
+            fds = (theirs.fileno(), *([line] if line >= 0 else [])) if theirs is not None else ()
             try:
-                wire.send_with_fd(parent.control, data, theirs)
+                wire.send_with_fds(parent.control, data, fds)
             except BlockingIOError:
                 self._loop.add_writer(parent.control.fileno(), self._drain, parent, True)
                 return
@@ -131,7 +132,7 @@ class Parents:
 
     def _readable(self, parent: Parent) -> None:
         try:
-            data, _ = wire.recv_with_fd(parent.control)
+            data, _ = wire.recv_with_fds(parent.control)
         except BlockingIOError:
             return
         except OSError:
@@ -186,7 +187,7 @@ class Parents:
     def _close(self, parent: Parent) -> None:
         self._loop.remove_reader(parent.control.fileno())
         self._loop.remove_writer(parent.control.fileno())
-        for _, theirs in parent.queue:
+        for _, theirs, _ in parent.queue:
             if theirs is not None:
                 theirs.close()  # an instance that was asked for and will not come: its peer sees the end
         parent.queue.clear()

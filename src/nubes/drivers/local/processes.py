@@ -37,7 +37,20 @@ _encode = msgspec.msgpack.Encoder().encode
 class Process:
     """A running, starting or ending instance."""
 
-    __slots__ = ("brief", "doomed", "ended", "function", "group", "id", "node", "peer", "pid", "popen", "status")
+    __slots__ = (
+        "brief",
+        "doomed",
+        "ended",
+        "function",
+        "group",
+        "id",
+        "line",
+        "node",
+        "peer",
+        "pid",
+        "popen",
+        "status",
+    )
 
     def __init__(self, id: int, spec: FunctionSpec, node: int, group: str) -> None:
         self.id = id
@@ -45,6 +58,7 @@ class Process:
         self.brief = spec.single_use  # ends by itself after a call
         self.node = node
         self.group = group
+        self.line = -1  # what its group hangs on, if a parent forked it
         self.pid = 0
         self.peer: Peer | None = None
         self.popen: subprocess.Popen[bytes] | None = None
@@ -106,7 +120,8 @@ class Processes:
         birth = Birth(time.monotonic(), plan, bytes.fromhex(command.variant[1:]))
         packed, setting = _encode(spec), _encode(self._setting(spec))
         if command.node:
-            self.parents.fork(command.node, process.id, birth, spec.name, packed, setting, theirs)
+            process.line = self._lifeline.take()
+            self.parents.fork(command.node, process.id, birth, spec.name, packed, setting, theirs, process.line)
             return
         try:
             process.popen = self.interpreters.start(spec.environment, "instance", theirs)
@@ -239,6 +254,8 @@ class Processes:
         if process.peer is not None:
             process.peer.close()
         self.by_pid.pop(process.pid, None)
+        if process.line >= 0:
+            self._lifeline.give_back(process.line)
         if process.group and self.limits.out_of_memory(process.group):
             self.limits.retire(process.group)
         else:
