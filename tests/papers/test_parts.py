@@ -84,9 +84,9 @@ def test_package_sets_are_of_one_to_three() -> None:
 
 def test_functions_under_seuss_have_code_of_their_own(ctx: Context) -> None:
     made = seuss.functions(ctx, "test_seuss", 3)
-    digests = {f.spec.code.digest for f in made.app.functions.values()}
-    assert len(digests) == 3
-    assert all(f.spec.code.imports == ("numpy",) for f in made.app.functions.values())
+    codes = [f.declared.complete().code for f in made.app.functions.values()]
+    assert len({code.digest for code in codes}) == 3
+    assert all(code.imports == ("numpy",) for code in codes)
     assert [made.app.functions[f"f{i}"].local(1) for i in range(3)] == [8.0, 16.0, 24.0]
 
 
