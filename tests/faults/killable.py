@@ -23,7 +23,7 @@ class Plane:
         argv = [
             sys.executable,
             "-m",
-            "nubes.drivers.local.control_plane",
+            "nubes.drivers.local.server",
             str(self.folder),
             str(self.watch[0]),
             str(writing),

@@ -43,7 +43,7 @@ def test_a_function_that_is_not_deployed(plane, work):
 
 
 def test_two_control_planes_on_one_folder(plane, work):
-    argv = [sys.executable, "-m", "nubes.drivers.local.control_plane", str(plane.folder), "-1", "-1"]
+    argv = [sys.executable, "-m", "nubes.drivers.local.server", str(plane.folder), "-1", "-1"]
     second = subprocess.run(argv, capture_output=True, text=True, timeout=20)
     assert second.returncode == 1
     assert str(plane.process.pid) in second.stderr

@@ -145,7 +145,7 @@ def plane(**function: Any) -> Any:
     )
     observers: dict[Any, Any] = {}
     made = SimpleNamespace(
-        now=100.0, full="", flushing_since_s=0.0, loop=SimpleNamespace(time=lambda: 1000.0), observers=observers,
+        now=100.0, journal=SimpleNamespace(full="", flushing_since_s=0.0), loop=SimpleNamespace(time=lambda: 1000.0), observers=observers,
         controller=SimpleNamespace(functions={"a/f": f}, cpu_used=0.0), observe=observers.__setitem__,
     )  # fmt: skip
     made.clock = lambda: made.now
@@ -176,11 +176,11 @@ def test_ready_means_progress(function: dict[str, Any], ready: bool) -> None:
 def test_not_ready_when_the_disk_is_stuck_or_full_or_the_end_is_near() -> None:
     made = plane(queued=0)
     health = Health(made)
-    made.flushing_since_s = 1000.0 - STUCK_S - 1
+    made.journal.flushing_since_s = 1000.0 - STUCK_S - 1
     assert "disk" in health.trouble()
-    made.flushing_since_s, made.full = 0.0, "The log cannot be written."
-    assert health.trouble() == made.full
-    made.full, health.draining = "", True
+    made.journal.flushing_since_s, made.journal.full = 0.0, "The log cannot be written."
+    assert health.trouble() == made.journal.full
+    made.journal.full, health.draining = "", True
     assert "shutting down" in health.trouble()
 
 

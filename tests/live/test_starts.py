@@ -13,11 +13,17 @@ import pytest
 import starts_app as app
 from real import until
 
+from nubes import client
 from nubes.kernel.errors import InstanceDied
+
+
+def turn(value: str) -> None:
+    client.connect().ask("secret_put", name="turning", values={"STARTS_TOKEN": value}, allow_existing=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def running(plane: Path) -> Iterator[None]:
+    turn("first")
     with app.app.run():
         yield
 
@@ -26,6 +32,13 @@ def test_a_module_sees_its_functions_variables_while_it_is_imported() -> None:
     for _ in range(3):  # cold, and from a parent that was prepared
         assert app.colour.remote() == ("blue", "blue")
         assert app.colourless.remote() == ("", "")
+
+
+def test_a_secret_that_changes_is_seen_by_the_next_import() -> None:
+    for value in ("first", "second", "third"):
+        turn(value)
+        for _ in range(3):
+            assert app.token.remote() == (value, value)
 
 
 def test_fork_handlers_are_back_where_an_instance_forks() -> None:

@@ -65,7 +65,7 @@ def up(
 
 
 def _serve(values: dict[str, config.Value], policies: dict[str, str], json: bool, ready_fd: int) -> None:
-    from nubes.drivers.local import control_plane
+    from nubes.drivers.local import server
     from nubes.gateway.server import Gateway
 
     folder = Path(values["data"].value)
@@ -77,7 +77,7 @@ def _serve(values: dict[str, config.Value], policies: dict[str, str], json: bool
         _announce(plane, started.url, json)
         return started
 
-    control_plane.run(
+    server.run(
         folder,
         policies,
         cpu=values["cpu"].value,

@@ -80,7 +80,7 @@ def _start_embedded(folder: Path) -> None:
         sys.executable,
         "-P",
         "-m",
-        "nubes.drivers.local.control_plane",
+        "nubes.drivers.local.server",
         str(folder),
         str(watch_reading),
         str(ready_writing),

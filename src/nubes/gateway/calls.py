@@ -137,7 +137,7 @@ class Waiting:
             if not safe.done():
                 safe.set_result(trouble)
 
-        self.plane.when_safe(settle, settle)
+        self.plane.journal.when_safe(settle, settle)
         trouble = await safe
         if trouble:  # it could not be written down, so it must not run
             self.plane.feed(e.Cancelled(own, True))

@@ -29,13 +29,13 @@ class Health:
 
     def trouble(self) -> str:
         """Why work should go elsewhere; empty if it need not."""
-        plane = self.plane
+        plane, journal = self.plane, self.plane.journal
         if self.draining:
             return "It is shutting down."
-        if plane.full:
-            return plane.full
-        if plane.flushing_since_s and plane.loop.time() - plane.flushing_since_s > STUCK_S:
-            return f"The disk has not taken the log for {plane.loop.time() - plane.flushing_since_s:.0f} s."
+        if journal.full:
+            return journal.full
+        if journal.flushing_since_s and plane.loop.time() - journal.flushing_since_s > STUCK_S:
+            return f"The disk has not taken the log for {plane.loop.time() - journal.flushing_since_s:.0f} s."
         now = plane.clock()
         if now - self._moved_s < STUCK_S:
             return ""

@@ -58,7 +58,7 @@ class Metrics:
         self.http_s = Histogram(LATENCY_S)
         self._arrived: dict[int, tuple[str, float]] = {}
         self._source: dict[int, str] = {}
-        plane.flushed = self.flush.observe
+        plane.journal.flushed = self.flush.observe
         plane.observe(e.Dispatch, self._dispatched)
         plane.observe(e.Resolve, self._resolved)
         plane.observe(e.StartInstance, self._started)
@@ -197,11 +197,11 @@ class Metrics:
             ("nubes_memory_bytes", "Memory to give out.", controller.memory_bytes),
             ("nubes_memory_used_bytes", "Memory given out.", controller.memory_used),
             ("nubes_calls_under_way", "Calls that have not ended.", len(controller.calls)),
-            ("nubes_log_writable_ratio", "1 if the log can be written, else 0.", 0 if plane.full else 1),
+            ("nubes_log_writable_ratio", "1 if the log can be written, else 0.", 0 if plane.journal.full else 1),
             ("nubes_up_seconds", "Time since the control plane started.", plane.clock() - plane.started_s),
         ):
             yield GaugeMetricFamily(name, about, value=value)
-        yield CounterMetricFamily("nubes_log_records", "Records in the log.", value=plane.log.count)
+        yield CounterMetricFamily("nubes_log_records", "Records in the log.", value=plane.journal.log.count)
 
 
 def _histogram(of: dict[str, Histogram], key: str) -> Histogram:

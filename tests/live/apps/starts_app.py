@@ -11,6 +11,7 @@ import nubes
 
 app = nubes.App("starts")
 COLOUR_AT_IMPORT = os.environ.get("STARTS_COLOUR", "")
+TOKEN_AT_IMPORT = os.environ.get("STARTS_TOKEN", "")
 
 
 @app.function(single_use=True, env={"STARTS_COLOUR": "blue"})
@@ -21,6 +22,11 @@ def colour() -> tuple[str, str]:
 @app.function(single_use=True)
 def colourless() -> tuple[str, str]:
     return COLOUR_AT_IMPORT, os.environ.get("STARTS_COLOUR", "")
+
+
+@app.function(single_use=True, secrets=[nubes.Secret.from_name("turning")])
+def token() -> tuple[str, str]:
+    return TOKEN_AT_IMPORT, os.environ.get("STARTS_TOKEN", "")
 
 
 @app.function(single_use=True)

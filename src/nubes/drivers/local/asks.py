@@ -27,7 +27,7 @@ async def _safe(session: Session) -> None:
         if not future.done():
             future.set_exception(Unavailable(why, "Free some space, then try again."))
 
-    session.plane.when_safe(safe, full)
+    session.plane.journal.when_safe(safe, full)
     await future
 
 

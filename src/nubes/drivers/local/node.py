@@ -83,14 +83,10 @@ def grow(control: socket.socket, task: list[Any], held: str) -> None:
 
 
 def _check_threads() -> None:
-    if threading.active_count() > 1 or (len(os.listdir("/proc/self/task")) > 1 and not _only_blas_threads()):
-        names = ", ".join(thread.name for thread in threading.enumerate()[1:]) or "a native library's"
+    """Python's threads do not survive a fork. (OpenBLAS and OpenMP end theirs before one, and start them anew.)"""
+    if threading.active_count() > 1:
+        names = ", ".join(thread.name for thread in threading.enumerate()[1:])
         raise RuntimeError(f"threads are running ({names}), which a fork would not survive")
-
-
-def _only_blas_threads() -> bool:
-    """OpenBLAS and OpenMP stop their pools at a fork and start them anew in the child; Python's threads cannot."""
-    return threading.active_count() == 1
 
 
 def _private_bytes() -> int:

@@ -62,6 +62,14 @@ class Parents:
     def __contains__(self, node: int) -> bool:
         return node in self._parents
 
+    def can_fork(self, id: int, function: str, setting: bytes) -> bool:
+        """Whether there is such a parent. One that loaded the function's module under other settings goes."""
+        parent = self._parents.get(id)
+        if parent is not None and parent.spec == function and parent.setting != setting:
+            self._loop.call_soon(self._lost, parent, "its function's variables or secrets have changed")
+            return False
+        return parent is not None
+
     def grow(self, id: int, above: int, environment: str, task: tuple[Any, ...]) -> None:
         """Grows a parent below `above`, or as a root (0). `task`: imports, function, its spec, its setting, prime."""
         if above and above not in self._parents:
@@ -92,7 +100,7 @@ class Parents:
              theirs: socket.socket, line: int) -> None:  # fmt: skip
         """Has a parent fork an instance, which gets `theirs` and hangs on `line`."""
         parent = self._parents[id]
-        if parent.spec == function and parent.setting == setting:  # it is prepared for just this
+        if parent.spec == function:  # it is prepared for just this
             spec = setting = b""
         self._tell(parent, wire.body(wire.FORK, instance, birth, spec, setting), theirs, line)
 

@@ -108,7 +108,8 @@ class Processes:
 
     def start(self, command: e.StartInstance) -> None:
         spec = self.specs.get(command.function[: len(command.function) - len(command.variant)])
-        if spec is None or (command.node and command.node not in self.parents):
+        setting = _encode(self._setting(spec)) if spec is not None else b""
+        if spec is None or (command.node and not self.parents.can_fork(command.node, spec.name, setting)):
             self.loop.call_soon(self.report, e.InstanceLost(command.instance, "its parent in the process tree is gone"))
             return
         group = self.limits.take(spec.cpu_limit, spec.memory_limit_bytes)
@@ -118,7 +119,7 @@ class Processes:
         process.peer = Peer(self.loop, ours, lambda frame: self._frame(process, frame), lambda: self._hung_up(process))
         plan = self.limits.plan(group, spec.cpu_limit, spec.memory_limit_bytes)
         birth = Birth(time.monotonic(), plan, bytes.fromhex(command.variant[1:]))
-        packed, setting = _encode(spec), _encode(self._setting(spec))
+        packed = _encode(spec)
         if command.node:
             process.line = self._lifeline.take()
             self.parents.fork(command.node, process.id, birth, spec.name, packed, setting, theirs, process.line)

@@ -135,7 +135,7 @@ class Session:
                 if self.plane.sinks.pop(call, None) is not None:  # else it was refused, and the client has been told
                     actual = self.plane.controller.keys.get((function + variant, key), call) if key else call
                     accepted = wire.pack(wire.ACCEPTED, call, actual)
-                    self.plane.when_safe(lambda: self._send(accepted), lambda why: self._not_kept(call, why))
+                    self.plane.journal.when_safe(lambda: self._send(accepted), lambda why: self._not_kept(call, why))
             else:
                 self.calls.add(call)
                 self.plane.submit(event, data, self)

@@ -32,9 +32,9 @@ def status_of(plane: ControlPlane, limit: int = 1000) -> dict[str, Any]:
             "queueing": controller.queueing.text,
             "cold-start": controller.tree.policy.text,
         },
-        "records": plane.log.count,
-        "findings": plane.log.findings,
-        "full": plane.full,
+        "records": plane.journal.log.count,
+        "findings": plane.journal.log.findings,
+        "full": plane.journal.full,
         "apps": {
             name: {"version": version, "functions": list(functions), "ephemeral": ephemeral}
             for name, (version, functions, ephemeral) in controller.apps.items()

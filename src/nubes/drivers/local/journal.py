@@ -1,0 +1,186 @@
+"""The log of a control plane on its disk: what was promised is flushed, many promises at a time, before it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nubes
+from nubes.drivers.local import retention
+from nubes.functions import events as e
+from nubes.functions.controller import Functions
+from nubes.kernel.errors import LogCorrupt, UnknownPolicy
+from nubes.kernel.log import Log
+from nubes.kernel.message import Codec, Event
+
+WRITE_S = 0.05  # how long a record that nobody waits for may stay in memory
+SNAPSHOT_RECORDS = 200_000  # how many records between snapshots
+_RETRY_S = 1.0  # how soon a full disk is tried again
+_RETRY_SYNC_S = 0.2
+
+_Safe = tuple[Callable[[], None], Callable[[str], None] | None]
+
+
+class Journal:
+    """The records of one data folder, and the state they fold to. Takes the folder: raises if another holds it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.log = Log(folder / "log")
+        self.full = ""  # why nothing can be written, while nothing can
+        self.flushed: Callable[[float], None] = lambda _: None  # told how long each flush took
+        self.flushing_since_s = 0.0  # by the loop's clock; 0: no flush is under way
+        self._codec = Codec(e.EVENTS)
+        self._unsynced: list[_Safe] = []
+        self._syncing = False
+        self._write_later = False
+        self._snapshot_at = 0
+        self._loop: asyncio.AbstractEventLoop
+        self._state: Functions
+
+    # -- recovery ------------------------------------------------------------------------------------------------
+
+    def recover(self, loop: asyncio.AbstractEventLoop) -> tuple[Functions, float]:
+        """Folds the log: the state, and the time of its last record (0: there is none)."""
+        self._loop = loop
+        self._state, start = self._newest()
+        last = 0.0
+        for record in self.log.records(start):
+            last, event = self._codec.decode(record)
+            try:
+                self._state.handle(event, last)
+            except UnknownPolicy as error:
+                raise self._missing(error.message) from error
+        self._snapshot_at = self.log.count
+        return self._state, last
+
+    def _newest(self) -> tuple[Functions, int]:
+        """The newest state, and the record to go on from. A state of other code is made anew from the whole log."""
+        if self.log.snapshot is not None:
+            version, _, state = self.log.snapshot.partition(b"\n")
+            if version == _code_version() or self.log.first > 0:
+                try:
+                    return pickle.loads(state), self.log.snapshot_at
+                except Exception as error:
+                    if self.log.first > 0:
+                        if version == _code_version() and isinstance(error, ImportError | AttributeError):
+                            raise self._missing(f"{error}.") from error
+                        raise LogCorrupt(
+                            f"The state in {self._folder} was made by another version of nubes ({error!r}).",
+                            "Start that version once more, or begin with an empty data folder.",
+                        ) from None
+        return Functions(), self.log.first
+
+    def _missing(self, what: str) -> UnknownPolicy:
+        return UnknownPolicy(
+            f"A policy that decided for {self._folder} is not installed any more: {what}",
+            "Install the package it came with again, then start again: nothing is lost. Or choose another folder with "
+            "--data.",
+        )
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def append(self, now: float, event: Event) -> None:
+        """Notes an event; it is on disk soon."""
+        self.log.append(self._codec.encode(now, event))
+        if not self._write_later:
+            self._write_later = True
+            self._loop.call_later(WRITE_S, self._write)
+
+    def when_safe(self, then: Callable[[], None], otherwise: Callable[[str], None] | None = None) -> None:
+        """Calls `then` once all that was appended so far would survive a power cut. Many share one flush.
+
+        If that cannot be had now, `otherwise` is told why; without it, `then` waits until it can.
+        """
+        self._unsynced.append((then, otherwise))
+        if not self._syncing:
+            self._syncing = True
+            self._loop.call_soon(self._sync)
+
+    def close(self) -> None:
+        """Keeps the state, so that the next start need not fold the log."""
+        self._snapshot()
+
+    def let_go(self) -> None:
+        """Gives the folder back."""
+        self.log.close()
+
+    def _write(self) -> None:
+        self._write_later = False
+        try:
+            self.log.write()
+            self.full = ""
+        except OSError as error:
+            self._cannot_write(error)
+        if self.log.count - self._snapshot_at > SNAPSHOT_RECORDS:
+            self._snapshot()
+
+    def _cannot_write(self, error: OSError) -> None:
+        if not self.full:
+            self.full = f"The log in {self._folder} cannot be written: {error.strerror}."
+            complain(f"{self.full} Free some space; nothing accepted is lost.")
+        if not self._write_later:
+            self._write_later = True
+            self._loop.call_later(_RETRY_S, self._write)
+
+    def _sync(self) -> None:
+        waiting, self._unsynced = self._unsynced, []
+        try:
+            self.log.write()
+            self.full = ""
+        except OSError as error:
+            self._cannot_write(error)
+            self._unsynced = [(then, None) for then, otherwise in waiting if otherwise is None]
+            for _, otherwise in waiting:
+                if otherwise is not None:
+                    otherwise(self.full)
+            self._loop.call_later(_RETRY_SYNC_S, self._sync)
+            return
+        self.flushing_since_s = self._loop.time()
+        future = self._loop.run_in_executor(None, self.log.sync)
+        future.add_done_callback(lambda done: self._synced(done, waiting))
+
+    def _synced(self, done: asyncio.Future[None], waiting: list[_Safe]) -> None:
+        self.flushed(self._loop.time() - self.flushing_since_s)
+        self.flushing_since_s = 0.0
+        if done.cancelled() or done.exception() is not None:
+            self._unsynced = waiting + self._unsynced
+        else:
+            for then, _ in waiting:
+                then()
+        if self._unsynced:
+            self._loop.call_soon(self._sync)
+        else:
+            self._syncing = False
+
+    def _snapshot(self) -> None:
+        try:
+            state = _code_version() + b"\n" + pickle.dumps(self._state, 5)
+            self.log.save_snapshot(state, keep_segments=not retention.log_is_large(self._folder / "log"))
+            self._snapshot_at = self.log.count
+            retention.sweep(self._folder / "objects", self._state)
+        except OSError as error:
+            self._cannot_write(error)
+
+
+@functools.cache
+def _code_version() -> bytes:
+    """One word for the code that a state is the fold of."""
+    digest = hashlib.sha256(nubes.__version__.encode())
+    for package in ("kernel", "functions"):
+        for path in sorted((Path(nubes.__file__).parent / package).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16].encode()
+
+
+def complain(text: str) -> None:
+    """Says something on standard error, which may itself be on the full disk that is complained about."""
+    try:
+        print(f"nubes: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        pass
