@@ -15,6 +15,7 @@ from typing import Any
 
 from nubes.functions.policies.catalyzer import PAPER
 from nubes.papers import Claim, Context, Result, at_least, at_most, reproduction
+from nubes.papers.images import NoImages, restored
 from nubes.papers.live import cloud, module, settle, timed
 
 FRESH = "a fresh process, which imports and sets up everything"
@@ -168,7 +169,11 @@ def run(ctx: Context) -> Iterator[Result]:
     yield ctx.result(
         ORDER, steps, "trivial function, scipy.optimize" + (", MiniLM" if has_model else "; MiniLM left out")
     )
-    yield ctx.unmeasured(RESTORED, "nubes keeps no process images on disk")
+    try:
+        images = [imaged(ctx, seed, one) for seed, one in zip(ctx.each("restoring images"), boots, strict=True)]
+        yield ctx.result(RESTORED, images, "trivial function, scipy.optimize; images made and restored with CRIU")
+    except NoImages as reason:
+        yield ctx.unmeasured(RESTORED, str(reason))
     layers, vocabulary = ctx.pick((10, 16_384), (30, 49_152))
     tokens = [first_token(ctx, layers, vocabulary) for _ in ctx.each("mapping weights")]
     about = f"made-up float32 weights in the shape of SmolLM2-135M, {layers} of 30 layers, vocabulary {vocabulary:,}"
@@ -196,6 +201,17 @@ def boot(ctx: Context, seed: int, kind: str, case: str, text: str) -> float:
 
         settle(client, ready)
         return median(timed(first.remote) for _ in range(ROUNDS[kind]))
+
+
+def imaged(ctx: Context, seed: int, boots: dict[str, list[float]]) -> float:
+    """The largest ratio of neighbours in warm <= image <= fresh, over the cases whose state is in one process."""
+    ratios = []
+    for case in ("trivial", "scientific"):
+        _, warm, fresh = boots[case]
+        code = ctx.folder / "code"
+        image = median(restored(ctx.folder / f"image-{case}-{seed}", code, f"nubes_{case}", ROUNDS["warm"]))
+        ratios += [warm / image, image / fresh]
+    return max(ratios)
 
 
 TOKEN = """

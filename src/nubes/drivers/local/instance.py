@@ -17,6 +17,7 @@ from nubes.drivers.local import forking, lifeline, limits, loading, payload, pri
 from nubes.drivers.local.setting import Birth, Setting
 from nubes.functions.spec import FunctionSpec
 
+_rehearsed = False
 _REHEARSALS = 20  # so often does the interpreter change code before it leaves it alone
 
 
@@ -153,6 +154,10 @@ def rehearse() -> None:
     Method caches, the allocator's pools and the interpreter's adapted code then lie in memory that all forks share;
     without it each of them writes, and so copies, those pages anew.
     """
+    global _rehearsed
+    if _rehearsed:  # in a parent above
+        return
+    _rehearsed = True
     streams = sys.stdout, sys.stderr
     try:
         for _ in range(_REHEARSALS):
