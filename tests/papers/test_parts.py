@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nubes.functions.spec import FunctionSpec
-from nubes.papers import cidre, huawei_cold_starts, hybrid_histogram, probe, pywren, seuss, sock, xfaas
+from nubes.papers import cidre, huawei_cold_starts, hybrid_histogram, images, probe, pywren, seuss, sock, xfaas
 from nubes.papers.context import Context
 from nubes.papers.platforms import PROFILES, Platform, Profile
 from nubes.workloads import Workload
@@ -194,3 +196,31 @@ def test_calls_held_back_do_not_multiply_timers() -> None:
     serve = [event for _, event in outcome.log if isinstance(event, TimerFired) and event.key[0] == "serve"]
     assert (outcome.end == 0).all()
     assert len(serve) < 2 * len(calls)
+
+
+ANSWERS = "class First:\n    @staticmethod\n    def local():\n        return 1\n\nfirst = First()\n"
+
+
+def test_without_criu_there_are_no_process_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(images.NoImages, match="not installed"):
+        images.restored(tmp_path / "image", tmp_path, "answers", 1)
+
+
+def test_a_process_that_cannot_be_written_down_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "criu").write_text("#!/bin/sh\necho Error: this kernel does not let me\nexit 1\n")
+    (tmp_path / "criu").chmod(0o755)
+    (tmp_path / "answers.py").write_text(ANSWERS)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(images.NoImages, match="criu dump failed: Error: this kernel does not let me"):
+        images.restored(tmp_path / "image", tmp_path, "answers", 1)
+    assert not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True).stdout
+
+
+@pytest.mark.skipif(shutil.which("criu") is None, reason="criu is not installed")
+def test_a_process_comes_back_from_its_image_as_often_as_wanted(tmp_path: Path) -> None:
+    (tmp_path / "answers.py").write_text(ANSWERS)
+    try:
+        assert all(took > 0 for took in images.restored(tmp_path / "image", tmp_path, "answers", 3))
+    except images.NoImages as reason:
+        pytest.skip(str(reason))

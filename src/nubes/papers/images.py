@@ -21,7 +21,7 @@ with open("answer.new", "w") as file:
     file.write(str(made.first.local()))
 os.rename("answer.new", "answer")
 """
-_QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+_NOWHERE = subprocess.DEVNULL
 
 
 class NoImages(Exception):
@@ -37,13 +37,16 @@ def restored(folder: Path, code: Path, module: str, rounds: int) -> list[float]:
     images = folder / "images"
     images.mkdir()
     argv = [sys.executable, "-c", PROGRAM, str(code), module]
-    process = subprocess.Popen(argv, cwd=folder, start_new_session=True, **_QUIET)
+    process = subprocess.Popen(
+        argv, cwd=folder, start_new_session=True, stdin=_NOWHERE, stdout=_NOWHERE, stderr=_NOWHERE
+    )
     _await(folder / "ready")
-    done = subprocess.run([criu, "dump", "-t", str(process.pid), "-D", str(images), "-o", "log"], **_QUIET)
-    if done.returncode:
+    try:
+        _run(criu, "dump", "-t", str(process.pid), "-D", str(images))
+    except NoImages:
         process.kill()
         process.wait()
-        raise NoImages(f"CRIU could not write the process down: {_last(images / 'log')}")
+        raise
     process.wait()
     return [_restore(criu, folder, images, process.pid) for _ in range(rounds)]
 
@@ -52,9 +55,7 @@ def _restore(criu: str, folder: Path, images: Path, pid: int) -> float:
     answer = folder / "answer"
     begun = time.perf_counter()
     # As a sibling of CRIU it is a child of ours, so that its end can be awaited and its id is free for the next.
-    done = subprocess.run([criu, "restore", "-S", "-d", "-D", str(images), "-o", "log"], **_QUIET)
-    if done.returncode:
-        raise NoImages(f"CRIU could not restore the process: {_last(images / 'log')}")
+    _run(criu, "restore", "-S", "-d", "-D", str(images))
     os.kill(pid, signal.SIGUSR1)
     _await(answer)
     took = time.perf_counter() - begun
@@ -71,6 +72,8 @@ def _await(path: Path, within_s: float = 60.0) -> None:
         time.sleep(0.0002)
 
 
-def _last(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if "Error" in line]
-    return lines[0].strip() if lines else "it gave no reason"
+def _run(*command: str) -> None:
+    done = subprocess.run(command, stdin=_NOWHERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        errors = [line.strip() for line in done.stdout.splitlines() if "Error" in line]
+        raise NoImages(f"criu {command[1]} failed: {'; '.join(errors[-3:]) or 'it gave no reason'}")
