@@ -22,6 +22,9 @@ from real import script, status, until
 
 import nubes
 from nubes import client
+from nubes.functions import events as e
+from nubes.kernel.log import read
+from nubes.kernel.message import Codec
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -427,3 +430,17 @@ def test_a_script_run_as_main(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, str(tmp_path / "main.py")], capture_output=True, text=True, timeout=30)
     assert done.stdout.splitlines() == ["Point(x=2) [Point(x=6)]", "True"], done.stderr
+
+
+@pytest.mark.parametrize("function", [app.refused, app.refused_async, app.refused_batch])
+def test_that_a_callee_pushed_back_is_told_to_policies(plane: Path, function: Any) -> None:
+    with pytest.raises(app.PushedBack):
+        function.remote(*([1] if function is app.refused_batch else []))
+
+    def told() -> set[str]:
+        decode = Codec(e.EVENTS).decode
+        events = [decode(record)[1] for record in read(plane / "log")]
+        mine = {one.call for one in events if isinstance(one, e.Submitted) and one.function == function.spec.name}
+        return {one.backpressure for one in events if isinstance(one, e.Finished) and one.call in mine}
+
+    assert until(told) == {"a service"}

@@ -176,3 +176,23 @@ def increment(path: str) -> int:
 @app.function()
 def where() -> tuple[bool, int, str]:
     return nubes.is_local(), os.getpid(), os.environ["NUBES_FUNCTION"]
+
+
+class PushedBack(Exception):
+    __nubes_backpressure__ = "a service"
+
+
+@app.function()
+def refused() -> None:
+    raise PushedBack()
+
+
+@app.function()
+async def refused_async() -> None:
+    raise PushedBack()
+
+
+@app.function()
+@nubes.batched(max_batch_size=2, wait_ms=1)
+def refused_batch(xs: list[int]) -> list[int]:
+    raise PushedBack()

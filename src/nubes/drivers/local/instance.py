@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from nubes.drivers.local import forking, lifeline, limits, loading, payload, printed, running, wire
+from nubes.drivers.local import endings, forking, lifeline, limits, loading, payload, printed, running, wire
 from nubes.drivers.local.setting import Birth, Setting
 from nubes.functions.spec import FunctionSpec
 
@@ -83,7 +83,7 @@ class Instance:
             ready = time.monotonic()
         except BaseException as error:
             sys.stderr.flush()
-            self.send(wire.BROKEN, running.failure(error))
+            self.send(wire.BROKEN, endings.failure(error))
             return
         settle_s = joined - began + self.settle_s
         self.send(wire.READY, [began - birth.started_s, settle_s, self.import_s, ready - imported])
@@ -94,8 +94,7 @@ class Instance:
         finally:
             if self.spec.kind == "class":
                 loading.run_hooks(self.target, "exit", snap=False)
-            sys.stdout.flush()
-            sys.stderr.flush()
+            endings.flush()
 
     def send(self, *frame: Any) -> None:
         assert self.stream is not None

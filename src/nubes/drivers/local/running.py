@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextvars
 import inspect
-import sys
 import time
-import traceback
 from typing import TYPE_CHECKING, Any
 
-from nubes.drivers.local import payload, printed, wire
+from nubes.drivers.local import endings, payload, printed, wire
 
 if TYPE_CHECKING:
     from nubes.drivers.local.instance import Instance
@@ -77,18 +75,12 @@ def _run(me: Instance, call: int, function: Any, hop: bool, keep: bool, data: by
         args = kwargs = None
     except BaseException as error:
         took = time.monotonic() - started
-        ok, out, pushed = False, failure(error), backpressure(error)
+        ok, out, pushed = False, endings.failure(error), endings.backpressure(error)
         args = kwargs = None
         del error
-    flush()
+    endings.flush()
     me.send(wire.DONE, call, ok, took, out, pushed, _release(mapped))
     printed.call.reset(token)
-
-
-def flush() -> None:
-    """What a call printed arrives before its result, with or without a newline at the end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
 
 
 def _release(mapped: Any) -> bool:
@@ -123,10 +115,10 @@ def _run_batch(me: Instance, calls: list[int], function: Any, keep: bool, inputs
         outputs = [payload.dumps(result, me.place(keep)) for result in results]
         ok, pushed = True, ""
     except BaseException as error:
-        ok, pushed = False, backpressure(error)
-        outputs = [failure(error)] * len(calls)
+        ok, pushed = False, endings.backpressure(error)
+        outputs = [endings.failure(error)] * len(calls)
     took = (time.monotonic() - started) / len(calls)
-    flush()
+    endings.flush()
     for call, out in zip(calls, outputs, strict=True):
         me.send(wire.DONE, call, ok, took, out, pushed, False)
     printed.call.reset(token)
@@ -145,20 +137,3 @@ def _serve_threads(me: Instance, stream: wire.Stream) -> None:
                 _, calls, method, hop, keep, inputs = frame
                 function, _ = me.method(method)
                 pool.submit(contextvars.Context().run, _run, me, calls[0], function, hop, keep, inputs[0])
-
-
-def failure(error: BaseException) -> bytes:
-    """An exception as a payload: the exception itself if it can be pickled, its text and its traceback."""
-    text = "".join(traceback.format_exception(error))
-    trimmed = error.with_traceback(None)
-    try:
-        shipped = payload.dumps(trimmed, None, by_value=True)
-        payload.loads(shipped)
-    except Exception:
-        shipped = b""
-    return payload.dumps((shipped, f"{type(error).__name__}: {error}", text), None)
-
-
-def backpressure(error: BaseException) -> str:
-    """The callee that pushed back, if that is what the error says."""
-    return str(getattr(error, "__nubesbackpressure__", "") or "")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from nubes.drivers.local import payload, printed, running, wire
+from nubes.drivers.local import endings, payload, printed, wire
 
 if TYPE_CHECKING:
     from nubes.drivers.local.instance import Instance
@@ -67,6 +67,6 @@ async def run(me: Instance, call: int, function: Any, hop: bool, keep: bool, dat
         out, ok, pushed = payload.dumps(result, me.place(keep)), True, ""
     except BaseException as error:
         took = time.monotonic() - started
-        ok, out, pushed = False, running.failure(error), running.backpressure(error)
-    running.flush()
+        ok, out, pushed = False, endings.failure(error), endings.backpressure(error)
+    endings.flush()
     me.send(wire.DONE, call, ok, took, out, pushed, False)
