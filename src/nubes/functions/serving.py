@@ -22,7 +22,8 @@ def arrived(c: State, f: Function, call: Call, now: float) -> None:
     f.arrivals += 1
     f.last_arrival_s = now
     f.prewarm += 1
-    if f.open and covered(f) and f.spec.batching is None and not c.queueing.limits and not c.blocked:
+    free = f.open and covered(f) and f.spec.batching is None and not c.queueing.limits
+    if free and not (c.blocked and _passes(c, f, call, now)):
         id, instance = f.open.popitem()  # the last in is the first out
         if instance.load or c.cpu_used + f.cpu <= c.cpu:
             dispatch(c, instance, (call,), WARM, now)
@@ -38,7 +39,7 @@ def serve(c: State, f: Function, now: float) -> None:
     spec, queueing = f.spec, c.queueing
     while f.queued and f.open:
         first = head(f)
-        if c.blocked and _passes(c, f, now):
+        if c.blocked and _passes(c, f, head(f), now):
             block(c, f, now)
             return
         instance = next(reversed(f.open.values()))
@@ -65,7 +66,7 @@ def serve(c: State, f: Function, now: float) -> None:
         return
     if queueing.limits and not _admitted(c, f, now):
         return
-    if c.blocked and _passes(c, f, now):
+    if c.blocked and _passes(c, f, head(f), now):
         block(c, f, now)
         return
     count = f.keep_alive.start(f, now)
@@ -86,12 +87,12 @@ def covered(f: Function) -> bool:
     return f.queued <= f.starting * (f.spec.batching.max_batch_size if f.spec.batching else f.room)
 
 
-def _passes(c: State, f: Function, now: float) -> bool:
+def _passes(c: State, f: Function, call: Call, now: float) -> bool:
     """Whether a call of `f` would go before the first in line for capacity, which has been passed for long enough."""
     order, _, first = c.blocked[0]
     if c.queueing.patience_s == inf or order == SHORT or first is f or not first.queued:
         return False
-    return head(first).arrived_s < now - c.queueing.patience_s and order < c.queueing.order(f, head(f))
+    return head(first).arrived_s < now - c.queueing.patience_s and order < c.queueing.order(f, call)
 
 
 def _batch(f: Function, size: int) -> tuple[Call, ...]:
@@ -244,7 +245,9 @@ def released(c: State, now: float) -> None:
         if ahead:
             ensure(c, f, now)
         elif f.queued:
-            if c.blocked and _passes(c, f, now):  # the call that it stood there for was cancelled: back in line
+            if c.blocked and _passes(
+                c, f, head(f), now
+            ):  # its first call was cancelled: back in line
                 block(c, f, now)
                 continue
             serve(c, f, now)

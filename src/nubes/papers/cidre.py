@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nubes.replay.measures import Measures
     from nubes.workloads.workload import Workload
 
+QUEUE = "fifo(patience=1d)"  # whoever fits may pass, as where these policies come from
 POLICIES = ("cidre", "cidre-css", "cidre-bss", "faascache")
 SHARES = (0.05, 0.40)  # of cold calls under FaasCache: where memory is short, but not hopelessly
 STEPS = 12  # memory sizes tried, each 1.5 times the one before, up to what is needed if nothing is ever evicted
@@ -97,14 +98,14 @@ def swept(ctx: Context, trace: str, make: Source, minutes: float = 0.0) -> Itera
     peak = max(m.peak_bytes for m in unlimited)
     largest = max(spec.memory_bytes for spec in first.specs)
     sizes = [size for step in range(STEPS) if (size := peak / 1.5**step) >= largest]
-    tried = sweep(ctx, cut, [Configuration("faascache", memory_bytes=size) for size in sizes])
+    tried = sweep(ctx, cut, [Configuration("faascache", QUEUE, memory_bytes=size) for size in sizes])
     low, high = SHARES
     short = [i for i, row in enumerate(tried) if low <= sorted(m.cold_share for m in row)[len(row) // 2] <= high]
     if not short:
         why = "at no memory size does FaasCache start 5 to 40 % of calls cold on this workload"
         yield from (ctx.unmeasured(claims[trace], why, "simulated") for claims in (COLD, WAIT, ORDER))
         return
-    grid = [Configuration(policy, memory_bytes=sizes[i]) for policy in POLICIES[:3] for i in short]
+    grid = [Configuration(policy, QUEUE, memory_bytes=sizes[i]) for policy in POLICIES[:3] for i in short]
     rows = sweep(ctx, cut, grid)
     by_policy = {policy: rows[n * len(short) : (n + 1) * len(short)] for n, policy in enumerate(POLICIES[:3])}
     by_policy["faascache"] = [tried[i] for i in short]
