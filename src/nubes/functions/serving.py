@@ -245,9 +245,7 @@ def released(c: State, now: float) -> None:
         if ahead:
             ensure(c, f, now)
         elif f.queued:
-            if c.blocked and _passes(
-                c, f, head(f), now
-            ):  # its first call was cancelled: back in line
+            if c.blocked and _passes(c, f, head(f), now):  # its first call was cancelled: back in line
                 block(c, f, now)
                 continue
             serve(c, f, now)
