@@ -10,6 +10,7 @@ def next_time(schedule: Schedule, now: float) -> float:
     """The first time after `now` (epoch seconds). Raises `UsageError` on what is no cron expression or time zone."""
     if schedule.period_s > 0:
         return now + schedule.period_s
+    # Only here: every parent of the process tree loads this module, and its forks copy what it holds.
     from datetime import UTC, datetime
     from zoneinfo import ZoneInfo
 

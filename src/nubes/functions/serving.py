@@ -39,7 +39,7 @@ def serve(c: State, f: Function, now: float) -> None:
     spec, queueing = f.spec, c.queueing
     while f.queued and f.open:
         first = head(f)
-        if c.blocked and _passes(c, f, head(f), now):
+        if c.blocked and _passes(c, f, first, now):
             block(c, f, now)
             return
         instance = next(reversed(f.open.values()))

@@ -1,7 +1,6 @@
 """Large parents park in huge pages: a fork then copies one entry of the page table where it copied 512.
 
-Forking a process with PyTorch takes a third less. A small parent would lose by it, as a child that writes into a huge
-page first splits it.
+A small parent would lose by it, as a child that writes into a huge page first splits it.
 """
 
 from __future__ import annotations
