@@ -1,0 +1,107 @@
+"""What users ask of a model, and what a model is, as plain data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Finish = Literal["stop", "length", "tool_calls", "abort", "error"]
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """The sizes of a Llama-family decoder; an attention group is `heads // kv_heads` query heads on one KV head."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    context: int  # positions it was made for
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tied: bool = True  # whether the output layer is the embedding
+
+    @property
+    def kv_values(self) -> int:
+        """Numbers of KV that one token leaves over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
+    @property
+    def parameters(self) -> int:
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        layer = attention + 3 * self.hidden * self.ffn + 2 * self.hidden
+        return self.layers * layer + self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """What the output has to look like: `text` is a JSON schema, a regular expression, Lark rules, or choices as JSON."""
+
+    kind: Literal["json_object", "json_schema", "regex", "lark", "choice"]
+    text: str = ""
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is chosen, and when to stop. The defaults change nothing about the model's distribution."""
+
+    max_tokens: int | None = None  # None: as many as the context holds
+    min_tokens: int = 0
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False  # whether the stop string is part of the text
+    ignore_eos: bool = False
+    logprobs: int | None = None  # None: none; otherwise that of the chosen token and as many of the likeliest
+    grammar: Grammar | None = None
+
+
+class Request(msgspec.Struct, kw_only=True):
+    """One prompt, to be continued `n` times. Ids are the caller's and unique among those that run."""
+
+    id: str
+    prompt: list[int]
+    sampling: Sampling = Sampling()
+    n: int = 1
+    adapter: str = ""
+    user: str = ""  # whom fairness counts it to
+    priority: int = 0  # lower goes first
+    session: str = ""  # the conversation it continues
+    cache_salt: str = ""  # requests with different ones share no KV
+    arrived_s: float = 0.0
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token that was chosen, and the likeliest ones in its place, best first."""
+
+    token: int
+    text: str
+    raw: bytes
+    logprob: float
+    top: tuple[tuple[int, str, bytes, float], ...] = ()
+
+
+class Delta(msgspec.Struct):
+    """What became known of one of a request's choices. The last one of a choice has `finish`.
+
+    `text` is what may be shown: it holds back what could still become a stop string or half a character.
+    `cached` is how many tokens of the prompt were not computed again.
+    """
+
+    index: int
+    text: str = ""
+    tokens: list[int] = []
+    logprobs: list[TokenLogprob] | None = None
+    finish: Finish | None = None
+    stop_reason: str | int | None = None  # the stop string or token that ended it
+    error: str = ""  # why, if finish is "error" or "abort"
+    cached: int = 0
