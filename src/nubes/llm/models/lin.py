@@ -20,10 +20,9 @@ from nubes.llm.models.profiles import (
 ROWS = 16_384  # the table's length; larger steps take time in proportion
 PEAK_SHARE = 0.4  # of the peak FLOP/s that prefill attention reaches
 BANDWIDTH_SHARE = 0.8  # of the memory's bandwidth that decode attention reaches
-# An all-reduce where none was measured: a DGX A100's latency and share of the link (measured: 30 us, then 230 GB/s
-# of 300 GB/s by the ring's count of bytes).
+# An all-reduce where none was measured: what a DGX A100 shows, by the bytes that a ring sends over a link of 300 GB/s.
 LATENCY_S = 30e-6
-LINK_SHARE = 0.75
+LINK_SHARE = 0.58
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,6 @@ def _typed(value: str, annotation: str, part: str, text: str) -> str | int | flo
         number: str | int | float = kind(value)
     except ValueError:
         raise UsageError(f"{part!r} in {text}: {value!r} is no number.", "Write it in digits.") from None
-    if not isinstance(number, str) and not (isinstance(number, int) <= number < 1e12):
+    if not isinstance(number, str) and not (1 if kind is int else 0) <= number < 1e12:
         raise UsageError(f"{part!r} in {text} is out of range.", "Whole numbers start at 1, others at 0.")
     return number

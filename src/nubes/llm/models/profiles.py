@@ -71,7 +71,7 @@ def linear_files() -> list[tuple[str, str]]:
 
 @cache
 def layer_ms(path: Path, tp: int, adds: int) -> tuple[NDArray[np.int64], NDArray[np.float64], int]:
-    """Medians of one layer's operations summed, `add` counted `adds` times: rows ascending, ms, and how many were taken.
+    """Medians of one layer's operations summed, `add` counted `adds` times: rows ascending, ms, and their number.
 
     Rows that were measured twice count with their mean.
     """
@@ -100,7 +100,7 @@ def all_reduce_ms(path: Path, workers: int) -> tuple[NDArray[np.int64], NDArray[
 
 
 def stretch(x: NDArray[np.int64], y: NDArray[np.float64], upto: int) -> list[float]:
-    """y at 0, 1, ... `upto`: straight lines between the points; beyond the last, the slope of the points' upper half."""
+    """y at 0, 1, ... `upto`: straight lines between the points; beyond the last, the slope of their upper half."""
     import numpy as np
 
     at = np.arange(upto + 1)
