@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Sequence as Many
+from collections.abc import AsyncIterator
+from collections.abc import Sequence as Many
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,9 @@ class _Job:
 class _Choice:
     """One answer: its sequence in the scheduler, its tokens, and how the next one is chosen."""
 
-    def __init__(self, job: _Job, index: int, sequence: Sequence, tokens: list[int], keys: BlockKeys, engine: LocalEngine):
+    def __init__(
+        self, job: _Job, index: int, sequence: Sequence, tokens: list[int], keys: BlockKeys, engine: LocalEngine
+    ):
         request = job.request
         sampling = request.sampling
         self.job = job
@@ -238,7 +241,9 @@ class LocalEngine:
             sequence.limit = self.runtime.blocks * self.runtime.block_size // request.n - len(request.prompt)
             if sampling.max_tokens is not None or not self.scheduler.fits(sequence) or sequence.limit < 1:
                 size = self.runtime.blocks * self.runtime.block_size
-                job_error = f"{request.n} answers of {len(request.prompt)} + {limit} tokens do not fit the KV memory of {size}."
+                job_error = (
+                    f"{request.n} answers of {len(request.prompt)} + {limit} tokens do not fit the KV memory of {size}."
+                )
                 self._tell([(job, Delta(index, finish="error", error=job_error)) for index in range(request.n)])
                 return
         choice = _Choice(job, 0, sequence, list(request.prompt), keys, self)
@@ -298,9 +303,7 @@ class LocalEngine:
         job.choices.append(choice)
         self._choices[sequence.id] = choice
 
-    def _emit(
-        self, sequences: list[Sequence], logits: NDArray[np.float32], places: dict[int, int]
-    ) -> None:
+    def _emit(self, sequences: list[Sequence], logits: NDArray[np.float32], places: dict[int, int]) -> None:
         """Chooses a token for every sequence that has logits, and tells whoever waits."""
         now = monotonic()
         told: list[tuple[_Job, Delta]] = []
@@ -313,7 +316,9 @@ class LocalEngine:
             if not finite[row]:
                 sequence.keys = ()
                 self.scheduler.finish(sequence, now)
-                self._drop(sequence, "error", "The model's output was not a number: the prompt or its weights break it.")
+                self._drop(
+                    sequence, "error", "The model's output was not a number: the prompt or its weights break it."
+                )
                 continue
             delta = self._choose(choice, logits[row])
             if not choice.told:

@@ -10,24 +10,19 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf, nan
 from time import perf_counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nubes.llm.load import StepModel
 from nubes.llm.scheduler import Scheduler
 from nubes.llm.sequence import DECODE, Sequence
-from nubes.llm.step import Load, Step
+from nubes.llm.step import Step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nubes.workloads.llm import LLMWorkload
-
-
-class StepModel(Protocol):
-    """How long an engine's steps take."""
-
-    def seconds(self, load: Load) -> float: ...
 
 
 @dataclass(slots=True)

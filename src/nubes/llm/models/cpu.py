@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nubes.kernel.errors import UsageError
-from nubes.llm.models.load import Load
+from nubes.llm.load import Load
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nubes.kernel.errors import UsageError
+from nubes.llm.load import Load
 from nubes.llm.models.facts import HALF, Gpu, Llm, gpu_facts, kv_tokens, llm_facts
-from nubes.llm.models.load import Load
 from nubes.llm.models.profiles import (
     SUMS_MS,
     SUMS_ROWS,

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from nubes.kernel.errors import UsageError
+from nubes.llm.load import StepModel
 from nubes.llm.models.cpu import cpu
 from nubes.llm.models.lin import lin
-from nubes.llm.models.load import StepModel
 from nubes.llm.models.opt import opt
 from nubes.llm.models.tab import tab
 from nubes.llm.models.vidur import vidur

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 
 from nubes.kernel.errors import UsageError
+from nubes.llm.load import Load
 from nubes.llm.models.facts import gpu_facts, kv_tokens, llm_facts
-from nubes.llm.models.load import Load
 from nubes.llm.models.profiles import find, read
 
 LARGE_BATCH = 95  # decodes from here on follow the second fit

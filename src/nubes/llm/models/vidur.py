@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
+from nubes.llm.load import Load
 from nubes.llm.models.facts import HALF, Gpu, Llm, gpu_facts, llm_facts
-from nubes.llm.models.load import Load
 from nubes.llm.models.profiles import layer_ms, need, stretch
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What a step model is told of a step, and what it tells."""
+"""What a step weighs, summed up, and what says how long it takes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Load(msgspec.Struct, gc=False):
     prefill_context: int = 0  # sum of context
     decodes: int = 0
     decode_context: int = 0  # sum of the KV tokens that decodes read, their own included
+    moved: int = 0  # KV blocks copied to or from host memory; no model knows of it: the link's speed tells
 
     @property
     def rows(self) -> int:
