@@ -21,6 +21,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     vocab: int
     context: int  # positions it was made for
     rope_theta: float = 10_000.0
+    rope_factors: tuple[float, ...] = ()  # what each of the head_dim / 2 rope frequencies is divided by; (): nothing
     norm_eps: float = 1e-5
     tied: bool = True  # whether the output layer is the embedding
 
