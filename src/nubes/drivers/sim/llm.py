@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from array import array
+from bisect import insort
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
@@ -45,10 +46,12 @@ class Instance:
 class Served:
     """What became of n requests, in columns; times are seconds since the beginning, nan: never.
 
+    `arrived_s` is the workload's own, but where a request waited for the answer before it in its session.
     `gaps_s` and `gap_counts`: times between tokens of one answer, and how many there were of each.
     """
 
     workload: LLMWorkload
+    arrived_s: NDArray[np.float64]
     first_s: NDArray[np.float64]
     end_s: NDArray[np.float64]
     instance: NDArray[np.int32]
@@ -63,7 +66,7 @@ class Served:
 
     @property
     def ttft_s(self) -> NDArray[np.float64]:
-        return np.asarray(self.first_s - self.workload.arrival_s)
+        return np.asarray(self.first_s - self.arrived_s)
 
     @property
     def tpot_s(self) -> NDArray[np.float64]:
@@ -73,7 +76,7 @@ class Served:
 
     @property
     def latency_s(self) -> NDArray[np.float64]:
-        return np.asarray(self.end_s - self.workload.arrival_s)
+        return np.asarray(self.end_s - self.arrived_s)
 
 
 Route = Callable[[Sequence, Many[Instance], float], int]
@@ -97,6 +100,8 @@ def simulate_llm(
 ) -> Served:
     """Serves `workload` with `instances` and says when each request got its first and its last token.
 
+    Where the workload has think times, the requests of a session come one after the other: each that long after the
+    answer before it.
     Requests that an ordering sheds, or that fit no instance, are never served. `watch` is called after every step.
     Ends after `until_s`, or with the last answer.
     """
@@ -111,6 +116,7 @@ def simulate_llm(
             gc.enable()
     return Served(
         workload,
+        run.arrived_s,
         run.first_s,
         run.end_s,
         run.instance,
@@ -125,6 +131,33 @@ def simulate_llm(
     )
 
 
+def keys_of(workload: LLMWorkload, at: int, block_size: int) -> list[object]:
+    """What the full blocks of a request hold, where the workload tells: by its own ids, or by session.
+
+    An id of the workload stands for `block_tokens` tokens and all before them, so for several of our blocks.
+    """
+    if workload.blocks is not None:
+        per = workload.block_tokens // block_size
+        keys: list[object] = [id * per + nth for id in workload.blocks[at] for nth in range(per)]
+        return keys[: int(workload.prompt[at]) // block_size]
+    if workload.session is not None:
+        session = int(workload.session[at])
+        return [(session, nth) for nth in range(int(workload.prompt[at] + workload.output[at]) // block_size)]
+    return []
+
+
+def followers(workload: LLMWorkload) -> dict[int, int]:
+    """Request -> the one after it in its session."""
+    assert workload.session is not None
+    last: dict[int, int] = {}
+    after = {}
+    for at, session in enumerate(workload.session.tolist()):
+        if session in last:
+            after[last[session]] = at
+        last[session] = at
+    return after
+
+
 class _Run:
     def __init__(
         self, workload: LLMWorkload, instances: Many[Instance], route: Route,
@@ -135,6 +168,13 @@ class _Run:
         self.instances = instances
         self.route = route
         self.watch = watch
+        self.next = followers(workload) if workload.think_s is not None else {}
+        later = set(self.next.values())
+        # The next one last, so that it is popped.
+        self.arrivals = [
+            (at_s, at) for at, at_s in reversed(list(enumerate(workload.arrival_s.tolist()))) if at not in later
+        ]
+        self.arrived_s = np.full(n, nan)
         self.first_s = np.full(n, nan)
         self.end_s = np.full(n, nan)
         self.instance = np.full(n, -1, np.int32)
@@ -145,29 +185,26 @@ class _Run:
 
     def through(self, until_s: float) -> float:
         """The loop: the next arrival or the next end of a step; at one time arrivals go first."""
-        workload, heap = self.workload, self.heap
-        arrivals = workload.arrival_s.tolist()
-        arrivals.append(inf)
-        at, now = 0, 0.0
+        arrivals, heap = self.arrivals, self.heap
+        now = 0.0
         idle = set(range(len(self.instances)))
         while True:
             ends = heap[0][0] if heap else inf
-            arrival = arrivals[at]
-            if arrival <= ends:
-                if arrival == inf or arrival > until_s:
+            if arrivals and arrivals[-1][0] <= ends:
+                arrival = arrivals[-1][0]
+                if arrival > until_s:
                     return now
                 now = arrival
                 woken = set()
-                while arrivals[at] == arrival:
-                    number = self._arrive(at, now)
+                while arrivals and arrivals[-1][0] == arrival:
+                    number = self._arrive(arrivals.pop()[1], now)
                     if number in idle:
                         woken.add(number)
-                    at += 1
                 for number in sorted(woken):
                     if self._begin(number, now):
                         idle.discard(number)
                 continue
-            if ends > until_s:
+            if ends > until_s or ends == inf:
                 return now
             now, number = heappop(heap)
             self._end(self.instances[number], now)
@@ -176,16 +213,33 @@ class _Run:
 
     def _arrive(self, at: int, now: float) -> int:
         workload = self.workload
-        output = int(workload.output[at])
+        size = self.instances[0].scheduler.state.block_size
         sequence = Sequence(
-            at, int(workload.prompt[at]), output, arrived_s=now, keys=workload.keys(at) if workload.keys else ()
+            at,
+            int(workload.prompt[at]),
+            int(workload.output[at]),
+            arrived_s=now,
+            keys=keys_of(workload, at, size),
+            priority=int(workload.priority[at]) if workload.priority is not None else 0,
+            session=str(workload.session[at]) if workload.session is not None else "",
+            adapter=str(workload.adapter[at]) if workload.adapter is not None else "",
         )
+        self.arrived_s[at] = now
         number = self.route(sequence, self.instances, now) if len(self.instances) > 1 else 0
         scheduler = self.instances[number].scheduler
         if scheduler.fits(sequence):
             scheduler.arrive(sequence, now)
             self.instance[at] = number
+        else:
+            self._follow(at, now)
         return number
+
+    def _follow(self, at: int, now: float) -> None:
+        """The next request of a session is sent a while after the answer."""
+        follower = self.next.get(at)
+        if follower is not None:
+            assert self.workload.think_s is not None
+            insort(self.arrivals, (now + float(self.workload.think_s[follower]), follower), key=lambda entry: -entry[0])
 
     def _begin(self, number: int, now: float) -> bool:
         instance = self.instances[number]
@@ -249,6 +303,8 @@ class _Run:
         for sequence in ended:
             scheduler.finish(sequence, now)
             self.end_s[sequence.id] = now
+            if self.next:
+                self._follow(sequence.id, now)
         instance.step = None
         if self.watch is not None:
             self.watch(instance, now)
