@@ -102,14 +102,34 @@ def test_a_tensor_that_no_such_model_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("align", [8, 32, 64])
 def test_every_type_of_value(tmp_path: Path, version: int, align: int) -> None:
-    numbers = {0: 255, 1: -128, 2: 65535, 3: -32768, 4: 2**32 - 1, 5: -(2**31), 6: 0.5, 10: 2**64 - 1, 11: -(2**63), 12: 0.1}
+    numbers = {
+        0: 255,
+        1: -128,
+        2: 65535,
+        3: -32768,
+        4: 2**32 - 1,
+        5: -(2**31),
+        6: 0.5,
+        10: 2**64 - 1,
+        11: -(2**63),
+        12: 0.1,
+    }
     metadata: dict[str, Any] = {f"n{kind}": Typed(kind, value) for kind, value in numbers.items()}
     metadata |= {f"a{kind}": [Typed(kind, value)] * 3 for kind, value in numbers.items()}
-    metadata |= {"yes": True, "no": False, "bools": [True, False], "text": "grüße", "empty": "", "texts": ["a", "", "ß"]}
+    metadata |= {
+        "yes": True,
+        "no": False,
+        "bools": [True, False],
+        "text": "grüße",
+        "empty": "",
+        "texts": ["a", "", "ß"],
+    }
     metadata |= {"nothing": [], "deep": [[1, 2], [3]], "general.alignment": align}
     tensors = {name: ("F32", (3,), np.arange(3, dtype="<f4").tobytes()) for name in "xy"}
     gguf = Gguf(files.gguf(tmp_path / "m.gguf", metadata, tensors, version, align))
-    assert {f"n{kind}": gguf.metadata[f"n{kind}"] for kind in numbers} == {f"n{kind}": value for kind, value in numbers.items()}
+    assert {f"n{kind}": gguf.metadata[f"n{kind}"] for kind in numbers} == {
+        f"n{kind}": value for kind, value in numbers.items()
+    }
     assert all(gguf.metadata[f"a{kind}"] == [value] * 3 for kind, value in numbers.items())
     assert gguf.metadata["yes"] is True
     assert gguf.metadata["no"] is False
@@ -227,7 +247,9 @@ def test_extra_tensors(tmp_path: Path) -> None:
     harmless = {**tensors, "model.layers.0.self_attn.rotary_emb.inv_freq": ("F32", np.ones(8))}
     files.safetensors(folder / "model.safetensors", harmless)
     same_as_written(load(folder))
-    files.safetensors(folder / "model.safetensors", {**tensors, "model.layers.0.mlp.gate_proj.bias": ("F32", np.ones(96))})
+    files.safetensors(
+        folder / "model.safetensors", {**tensors, "model.layers.0.mlp.gate_proj.bias": ("F32", np.ones(96))}
+    )
     broken(folder, "gate_proj.bias", kind=UsageError)
 
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nubes.llm.runtime.rows import Checkpoint, Ints, Rows
 from nubes.llm.runtime.rotary import angles
+from nubes.llm.runtime.rows import Checkpoint, Ints, Rows
 
 
 class TorchRuntime:
