@@ -14,7 +14,19 @@ from nubes.llm.checkpoint.tokenizer import _BYTES
 from nubes.llm.spec import Shape
 
 SHAPE = Shape(layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=264, context=128, norm_eps=2**-17)
-TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "BF16": 30}
+TYPES = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q5_0": 6,
+    "Q5_1": 7,
+    "Q8_0": 8,
+    "Q4_K": 12,
+    "Q5_K": 13,
+    "Q6_K": 14,
+    "BF16": 30,
+}
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -43,7 +55,13 @@ def value(kind: int, what: Any) -> bytes:
     return struct.pack("<" + "BbHhIif?__QQd".replace("__QQd", "xxQqd")[kind], what)
 
 
-def gguf(path: Path, metadata: dict[str, Any], tensors: dict[str, tuple[str | int, tuple[int, ...], bytes]], version: int = 3, align: int = 32) -> Path:
+def gguf(
+    path: Path,
+    metadata: dict[str, Any],
+    tensors: dict[str, tuple[str | int, tuple[int, ...], bytes]],
+    version: int = 3,
+    align: int = 32,
+) -> Path:
     """`tensors`: kind, shape with rows first, bytes."""
     out = bytearray(b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata)))
     for key, one in metadata.items():
