@@ -7,7 +7,7 @@
 
 #include "kernels.h"
 
-enum { CHUNK = 64, QUERIES = 24, MAX_HEAD = 256 };
+enum { CHUNK = 64, QUERIES = 96, MAX_HEAD = 256 };
 
 /* Per thread. */
 typedef struct {
