@@ -37,7 +37,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Grammar(msgspec.Struct, frozen=True):
-    """What the output has to look like: `text` is a JSON schema, a regular expression, Lark rules, or choices as JSON."""
+    """What the output has to look like: `text` is a JSON schema, a regular expression, Lark rules, or JSON choices."""
 
     kind: Literal["json_object", "json_schema", "regex", "lark", "choice"]
     text: str = ""
