@@ -248,9 +248,7 @@ def test_tools_are_called(client: Any, engine: FakeEngine) -> None:
 
 def test_one_call_at_a_time(client: Any, engine: FakeEngine) -> None:
     engine.say = lambda _: CALL + "\n" + CALL
-    answer = client.chat.completions.create(
-        model="fake", messages=user("?"), tools=[TOOL], parallel_tool_calls=False
-    )
+    answer = client.chat.completions.create(model="fake", messages=user("?"), tools=[TOOL], parallel_tool_calls=False)
     assert len(answer.choices[0].message.tool_calls) == 1
     assert answer.choices[0].finish_reason == "tool_calls"
     assert answer.choices[0].stop_reason is None
@@ -260,14 +258,15 @@ def test_one_call_at_a_time(client: Any, engine: FakeEngine) -> None:
 def test_tools_can_be_forbidden_and_forced(client: Any, engine: FakeEngine) -> None:
     other = {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {}}}}
     engine.say = lambda _: CALL
-    answer = client.chat.completions.create(
-        model="fake", messages=user("?"), tools=[TOOL], tool_choice="none"
-    )
+    answer = client.chat.completions.create(model="fake", messages=user("?"), tools=[TOOL], tool_choice="none")
     assert answer.choices[0].message.content == CALL
     assert "[tool]" not in bytes(engine.requests[-1].prompt).decode()
     pytest.importorskip("llguidance", reason="forced calls need llguidance")
     engine.say = lambda _: "I would rather not."
-    for choice, names in (("required", {"weather", "time"}), ({"type": "function", "function": {"name": "time"}}, {"time"})):
+    for choice, names in (
+        ("required", {"weather", "time"}),
+        ({"type": "function", "function": {"name": "time"}}, {"time"}),
+    ):
         answer = client.chat.completions.create(
             model="fake", messages=user("?"), tools=[TOOL, other], tool_choice=choice, max_tokens=300
         )
@@ -279,7 +278,18 @@ def test_tools_can_be_forbidden_and_forced(client: Any, engine: FakeEngine) -> N
 
 def test_a_call_or_json(client: Any, engine: FakeEngine) -> None:
     pytest.importorskip("llguidance", reason="structured output needs llguidance")
-    shape = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}}}
+    shape = {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "n",
+            "schema": {
+                "type": "object",
+                "properties": {"a": {"type": "integer"}},
+                "required": ["a"],
+                "additionalProperties": False,
+            },
+        },
+    }
     for said, content in ((CALL, None), ('{"a": 1}', '{"a": 1}')):
         engine.say = lambda _, said=said: said
         answer = client.chat.completions.create(
@@ -321,7 +331,9 @@ def test_parsed_by_the_client(client: Any, engine: FakeEngine) -> None:
         ("min_tokens", 10**6, None), ("priority", "high", "priority"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_said(http: httpx2.Client, engine: FakeEngine, field: str, value: Any, param: Any) -> None:
+def test_what_cannot_be_done_is_said(
+    http: httpx2.Client, engine: FakeEngine, field: str, value: Any, param: Any
+) -> None:
     body = {"model": "fake", "messages": user("hi"), field: value}
     if field == "min_tokens":
         body["max_tokens"], param = 5, "min_tokens"

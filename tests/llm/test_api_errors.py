@@ -147,9 +147,7 @@ def test_refusals_of_the_engine(
     "failure",
     [RuntimeError("secret"), Delta(0, finish="error", error="Not numbers."), Delta(0, finish="abort"), "nothing"],
 )
-def test_failures_in_the_middle_of_a_stream(
-    http: httpx2.Client, client: Any, engine: FakeEngine, failure: Any
-) -> None:
+def test_failures_in_the_middle_of_a_stream(http: httpx2.Client, client: Any, engine: FakeEngine, failure: Any) -> None:
     engine.fail = Delta(0, tokens=[1]) if failure == "nothing" else failure  # "nothing": the deltas just end
     body = {"model": "fake", "messages": user("hello"), "stream": True}
     answer = http.post(CHAT, json=body)
@@ -293,7 +291,9 @@ def test_keys_say_who_it_is() -> None:
 
 
 def test_quotas_are_told_and_kept() -> None:
-    with served(app({"fake": FakeEngine()}, keys={"a": "ann", "b": "bob"}, quota=Quota(requests=2, tokens=100_000))) as url:
+    with served(
+        app({"fake": FakeEngine()}, keys={"a": "ann", "b": "bob"}, quota=Quota(requests=2, tokens=100_000))
+    ) as url:
         client = openai.OpenAI(base_url=url + "/v1", api_key="a", max_retries=0)
         first = client.chat.completions.with_raw_response.create(model="fake", messages=user("x"))
         assert first.headers["x-ratelimit-limit-requests"] == "2"

@@ -90,7 +90,9 @@ def test_the_best_are_the_likeliest(client: Any, engine: FakeEngine, monkeypatch
 
     def choice(request: Request, index: int) -> Any:
         for delta in plain(request, index):
-            delta.logprobs = [TokenLogprob(one.token, one.text, one.raw, -float(3 - index)) for one in delta.logprobs or ()]
+            delta.logprobs = [
+                TokenLogprob(one.token, one.text, one.raw, -float(3 - index)) for one in delta.logprobs or ()
+            ]
             delta.text = delta.text and f"{delta.text}{index}"
             yield delta
 
@@ -229,7 +231,9 @@ def test_metrics_count_what_happened(http: httpx2.Client, client: Any, engine: F
     assert more('nubes_llm_requests_total{finish="length",model="fake"}') == 1
     assert more('vllm:request_success_total{finished_reason="stop",model_name="fake"}') == 2
     assert more('nubes_llm_http_requests_total{route="/v1/completions",status="400"}') == 1
-    assert after['nubes_llm_kv_usage_ratio{model="fake"}'] == after['vllm:kv_cache_usage_perc{model_name="fake"}'] == 0.25
+    assert (
+        after['nubes_llm_kv_usage_ratio{model="fake"}'] == after['vllm:kv_cache_usage_perc{model_name="fake"}'] == 0.25
+    )
     assert after['nubes_llm_generation_tokens_total{model="fake"}'] == 2 * 6 + 3
     for name in (
         "requests_running", "requests_waiting", "prefix_cache_queries_total", "prefix_cache_hits_total",

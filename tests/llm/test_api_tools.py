@@ -74,7 +74,9 @@ VALUES = st.recursive(
 
 @given(st.lists(st.tuples(NAMES, st.dictionaries(st.text(max_size=5), VALUES, max_size=3)), max_size=3), st.data())
 def test_what_is_written_is_read(wanted: list[tuple[str, dict[str, object]]], data: st.DataObject) -> None:
-    said = "\n".join(f'{OPEN}\n{json.dumps({"name": n, "arguments": a}, ensure_ascii=False)}\n{CLOSE}' for n, a in wanted)
+    said = "\n".join(
+        f"{OPEN}\n{json.dumps({'name': n, 'arguments': a}, ensure_ascii=False)}\n{CLOSE}" for n, a in wanted
+    )
     cuts = sorted(data.draw(st.lists(st.integers(0, len(said)), max_size=6)))
     pieces = [said[a:b] for a, b in zip([0, *cuts], [*cuts, len(said)], strict=True)]
     text, calls = read(pieces)
@@ -82,7 +84,13 @@ def test_what_is_written_is_read(wanted: list[tuple[str, dict[str, object]]], da
     assert [(name, json.loads(arguments)) for name, arguments in calls] == wanted
 
 
-@given(st.lists(st.sampled_from([OPEN, CLOSE, "<", "tool_call>", "{", "}", '"name": "f"', ", ", '"arguments": ', '"', "\\", "x"])))
+@given(
+    st.lists(
+        st.sampled_from(
+            [OPEN, CLOSE, "<", "tool_call>", "{", "}", '"name": "f"', ", ", '"arguments": ', '"', "\\", "x"]
+        )
+    )
+)
 def test_pieces_make_no_difference(parts: list[str]) -> None:
     said = "".join(parts)
     assert read(parts) == read([said]) == read(list(said))

@@ -85,7 +85,12 @@ def test_objects_regular_expressions_and_choices() -> None:
 
 
 def test_forced_calls_can_be_read() -> None:
-    defs = {"type": "object", "properties": {"p": {"$ref": "#/$defs/P"}}, "required": ["p"], "$defs": {"P": {"type": "integer"}}}
+    defs = {
+        "type": "object",
+        "properties": {"p": {"$ref": "#/$defs/P"}},
+        "required": ["p"],
+        "$defs": {"P": {"type": "integer"}},
+    }
     other = {"type": "function", "function": {"name": 'o"dd', "parameters": {**defs, "additionalProperties": False}}}
     for seed in range(20):
         for many in (False, True):
