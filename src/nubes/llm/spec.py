@@ -21,6 +21,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     vocab: int
     context: int  # positions it was made for
     rope_theta: float = 10_000.0
+    rope_factors: tuple[float, ...] = ()  # what each of the head_dim / 2 rope frequencies is divided by; (): nothing
     norm_eps: float = 1e-5
     tied: bool = True  # whether the output layer is the embedding
 
@@ -37,7 +38,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Grammar(msgspec.Struct, frozen=True):
-    """What the output has to look like: `text` is a JSON schema, a regular expression, Lark rules, or JSON choices."""
+    """What the output has to look like. `text`: a JSON schema, a regular expression, Lark rules or choices."""
 
     kind: Literal["json_object", "json_schema", "regex", "lark", "choice"]
     text: str = ""
@@ -106,3 +107,24 @@ class Delta(msgspec.Struct):
     error: str = ""  # why, if finish is "error" or "abort"
     cached: int = 0
     queued_s: float | None = None  # on a request's first delta: from its arrival to the first step with it
+
+
+class LLMSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """An LLM that is served. Policies are texts; "" is the seam's default."""
+
+    model: str  # a name, path or GGUF file that `nubes.llm.checkpoint.find` knows
+    name: str = ""  # what it is called in the API; "": the model's own
+    format: str = "int8"
+    device: str = "auto"
+    threads: int = 0  # 0: all cores
+    kv_memory_bytes: int = 1 << 30
+    batching: str = ""
+    ordering: str = ""
+    preemption: str = ""
+    retention: str = ""
+    max_waiting: int = 1024
+    vllm_metrics: bool = False
+
+    @property
+    def label(self) -> str:
+        return self.name or self.model

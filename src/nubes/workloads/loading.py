@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nubes.kernel.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
     from nubes.workloads.recording import Recording
     from nubes.workloads.workload import Workload
+
+T = TypeVar("T")
 
 VARIABLE = "NUBES_TRACES"
 FORMATS = "Azure Functions CSVs, iluvatar-faas CSVs, or the data folder of a nubes that ran"
@@ -33,8 +36,8 @@ def load(path_or_name: str | Path, seed: int = 0, **options: Any) -> Workload | 
     text = str(path_or_name)
     generated = re.fullmatch(r"([a-z-]+)\s*(?:\((.*)\))?", text)
     if generated and generated[1] in GENERATORS and not Path(text).exists():
-        return _generate(GENERATORS[generated[1]], generated[1], generated[2] or "", seed, options)
-    folder = _folder(text)
+        return made(GENERATORS[generated[1]], generated[1], generated[2] or "", seed, options)
+    folder = locate(text, GENERATORS)
     if folder.is_file() and folder.suffix == ".csv":
         folder = folder.parent
     if not folder.is_dir():
@@ -49,22 +52,22 @@ def load(path_or_name: str | Path, seed: int = 0, **options: Any) -> Workload | 
     raise UsageError(f"{folder} holds no workload that nubes can read.", f"It reads {FORMATS}.")
 
 
-def _folder(text: str) -> Path:
+def locate(text: str, generators: Iterable[str]) -> Path:
+    """The path itself, or below the folder of traces. Raises `NotFound`, naming what could be made up instead."""
     direct = Path(text).expanduser()
     if direct.exists():
         return direct
     traces = os.environ.get(VARIABLE)
     if traces and (Path(traces) / text).exists():
         return Path(traces) / text
-    from nubes.workloads.synthetic import GENERATORS
-
     where = f"neither here nor in {traces}" if traces else f"not here, and {VARIABLE} names no folder of traces"
     raise NotFound(
-        f"There is no workload {text!r}: {where}.", f"Name a folder, or make one up: {', '.join(GENERATORS)}."
+        f"There is no workload {text!r}: {where}.", f"Name a folder, or make one up: {', '.join(generators)}."
     )
 
 
-def _generate(make: Any, name: str, arguments: str, seed: int, options: dict[str, Any]) -> Workload:
+def made(make: Callable[..., T], name: str, arguments: str, seed: int, options: dict[str, Any]) -> T:
+    """What `make` gives for arguments written `name=value, ...`. Raises `UsageError`."""
     given: dict[str, Any] = {"seed": seed, **options}
     for part in filter(None, (part.strip() for part in arguments.split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
@@ -72,11 +75,10 @@ def _generate(make: Any, name: str, arguments: str, seed: int, options: dict[str
             raise UsageError(f"{part!r} in {name}({arguments}) is no argument.", "Arguments are written name=value.")
         given[key] = _number(value)
     try:
-        workload: Workload = make(**given)
+        return make(**given)
     except TypeError as error:
         takes = ", ".join(inspect.signature(make).parameters)
         raise UsageError(f"{name}({arguments}): {error}.", f"It takes: {takes}.") from None
-    return workload
 
 
 def _number(value: str) -> str | int | float:

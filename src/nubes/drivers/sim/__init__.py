@@ -1,4 +1,4 @@
-"""The driver in virtual time."""
+"""The drivers in virtual time."""
 
 from nubes.drivers.sim.driver import simulate
 

@@ -1,0 +1,43 @@
+"""What must be true of a scheduler between any two steps."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from nubes.llm.sequence import DECODE, PREFILL, SWAPPED, WAITING
+from nubes.llm.state import State, by_rank
+
+
+def check(state: State) -> None:
+    """Raises `AssertionError` if a block is lost or owned twice, a count is wrong, or a sequence is misplaced."""
+    pool, size = state.pool, state.block_size
+    held = [*state.decoding.values(), *state.prefilling.values()]
+    references = Counter(block for sequence in held for block in sequence.blocks)
+    free = set(pool.free)
+    assert len(free) == len(pool.free), "a block is free twice"
+    assert not free & references.keys(), "a free block is in use"
+    assert not free & pool.idle.keys(), "a free block is kept for its content"
+    assert not pool.idle.keys() & references.keys(), "a block in use counts as idle"
+    assert len(free) + len(pool.idle) + len(references) == pool.size, "a block is lost"
+    assert pool.shared == {block: count for block, count in references.items() if count > 1}, "references are wrong"
+    assert {block: key for key, block in pool.index.items()} == pool.keys, "index and keys differ"
+    assert pool.idle.keys() <= pool.keys.keys(), "an idle block holds nothing anybody could find"
+    for sequence in held:
+        assert len(set(sequence.blocks)) == len(sequence.blocks), "a sequence has one block twice"
+        assert sequence.context <= len(sequence.blocks) * size, "a sequence has outgrown its blocks"
+    for sequence in state.decoding.values():
+        assert sequence.state == DECODE
+        assert sequence.context == sequence.known - 1
+        assert sequence.id in state.bucket(sequence), "a decoding sequence is in the wrong bucket"
+    assert sum(map(len, state.buckets)) == len(state.decoding)
+    assert state.decode_context == sum(s.context + 1 for s in state.decoding.values())
+    for sequence in state.prefilling.values():
+        assert sequence.state == PREFILL
+        assert sequence.todo == sum(end - start for start, end in sequence.segments) > 0
+    for sequence in state.waiting:
+        assert sequence.state == WAITING
+        assert not sequence.blocks
+    assert state.waiting == sorted(state.waiting, key=by_rank), "the queue is out of order"
+    hosts = [block for sequence in state.swapped.values() for block in sequence.host]
+    assert len(set(hosts) | set(state.host)) == len(hosts) + len(state.host), "a host block is owned twice"
+    assert all(sequence.state == SWAPPED for sequence in state.swapped.values())

@@ -1,0 +1,1 @@
+"""One module for each published system that decides something in an LLM engine."""

@@ -1,0 +1,75 @@
+"""Orca: batches that change with every iteration, of prompts and decodes together, with memory reserved ahead."""
+
+from __future__ import annotations
+
+from nubes.kernel.errors import UsageError
+from nubes.kernel.policy import Paper, policy
+from nubes.llm.seams import Batch, Batching
+from nubes.llm.sequence import Sequence
+from nubes.llm.state import State
+
+PAPER = Paper("orca", "Orca", "Orca: A Distributed Serving System for Transformer-Based Generative Models", "OSDI 2022")
+RULES = ("max", "pow2", "oracle", "paged")
+
+
+class Reserving(Batching):
+    """Reserves KV memory for the longest a sequence may get: `max` for `max_len` tokens, `pow2` for its length rounded
+    up to a power of two, `oracle` for exactly its length, `paged` for what it holds now.
+    """
+
+    def __init__(self, reserve: str = "max", max_len: int = 2048, max_seqs: int = 256) -> None:
+        if reserve not in RULES:
+            raise UsageError(f"{reserve!r} is no rule to reserve memory by.", f"There are: {', '.join(RULES)}.")
+        self.rule = reserve
+        self.max_len = max_len
+        self.max_seqs = max_seqs
+
+    def reserve(self, sequence: Sequence) -> int:
+        if self.rule == "paged":
+            return sequence.known
+        if self.rule == "max":
+            return max(self.max_len, sequence.prompt + sequence.foreseen)
+        if self.rule == "pow2":
+            return sequence.prompt + (1 << max(0, sequence.foreseen - 1).bit_length())
+        return sequence.prompt + sequence.foreseen
+
+    def admitted(self, state: State) -> list[tuple[Sequence, int]]:
+        """The waiting sequences that fit now, first come first served, with all of their prompts.
+
+        Before them what is left of those admitted: if one lost what was cached for it to another of its iteration.
+        """
+        prompts = [(sequence, sequence.todo) for sequence in state.prefilling.values()]
+        running = state.running
+        free = state.free_blocks - (state.growth if self.rule == "paged" else 0)
+        for sequence in state.waiting:
+            need = state.need(sequence, self.reserve(sequence))
+            if running + sequence.width > self.max_seqs or need > free:
+                break
+            free -= need
+            running += sequence.width
+            prompts.append((sequence, state.rows(sequence)))
+        return prompts
+
+
+@policy("orca", paper=PAPER)
+class Orca(Reserving):
+    """Every iteration holds whole prompts of those that fit, and one token of every running sequence."""
+
+    def compose(self, state: State, now: float) -> Batch:
+        return Batch(True, self.admitted(state))
+
+
+@policy("static", paper=PAPER)
+class Static(Reserving):
+    """Request-level batching: a batch is made when none runs, and lasts until its longest member has ended.
+
+    What Orca is compared with, as in FasterTransformer.
+    """
+
+    def __init__(self, reserve: str = "max", max_len: int = 2048, max_seqs: int = 8) -> None:
+        super().__init__(reserve, max_len, max_seqs)
+
+    def compose(self, state: State, now: float) -> Batch:
+        if state.decoding:
+            return Batch(True, [])
+        return Batch(False, self.admitted(state))

@@ -1,0 +1,323 @@
+"""The scheduler of one engine: a state machine that says what the next step holds, and is told what came of it.
+
+It does no I/O. Whoever drives it, an engine with a real model or a simulator with a step-time model, does this:
+
+    scheduler.arrive(sequence, now)       whenever a request comes
+    step = scheduler.compose(now)         what to run now; None if there is nothing to do
+    scheduler.complete(step, now)         when it ran
+    scheduler.finish(sequence, now)       for each that got its last token in it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+from nubes.kernel.policy import make
+from nubes.llm.blocks import Idle
+from nubes.llm.seams import Batching, Ordering, Preemption, Retention
+from nubes.llm.sequence import DECODE, DONE, PREFILL, SWAPPED, WAITING, Sequence
+from nubes.llm.state import State
+from nubes.llm.step import Chunk, Step
+
+
+class Scheduler:
+    """One engine's queue, batch and KV memory."""
+
+    def __init__(
+        self,
+        blocks: int,
+        *,
+        block_size: int = 16,
+        host_blocks: int = 0,
+        batching: str | Batching | None = None,
+        ordering: str | Ordering | None = None,
+        preemption: str | Preemption | None = None,
+        retention: str | Retention | None = None,
+    ) -> None:
+        self.batching = cast(Batching, make("batching", batching))
+        self.ordering = cast(Ordering, make("ordering", ordering))
+        self.preemption = cast(Preemption, make("preemption", preemption))
+        self.retention = cast(Retention, make("retention", retention))
+        self.state = State(blocks, block_size, host_blocks, shares=self.retention.shares, gaps=self.retention.gaps)
+        self.shed: list[Sequence] = []  # refused since they were last collected
+        self.preemptions = 0
+        self.prefix_queries = 0  # prompt tokens looked up in the cache, and found there
+        self.prefix_hits = 0
+        self._now = 0.0
+
+    # -- requests -------------------------------------------------------------------------------------------------
+
+    def arrive(self, sequence: Sequence, now: float) -> None:
+        """A request waits from now on. It has to fit: see `fits`."""
+        sequence.rank = self.ordering.rank(sequence, now)
+        self.state.enqueue(sequence)
+
+    def fits(self, sequence: Sequence) -> bool:
+        """Whether the sequence could ever run to its end, alone on this engine."""
+        state = self.state
+        longest = max(sequence.prompt + sequence.limit, self.batching.reserve(sequence))
+        return -(-longest // state.block_size) * sequence.width <= state.pool.size
+
+    def cancel(self, sequence: Sequence, now: float) -> None:
+        """A request is not wanted any more. Its blocks are free at once."""
+        state = self.state
+        if sequence.state == WAITING:
+            state.waiting.remove(sequence)
+            sequence.state = DONE
+        elif sequence.state == SWAPPED:
+            del state.swapped[sequence.id]
+            self._return(sequence)
+            sequence.state = DONE
+        elif sequence.state != DONE:
+            self._end(sequence, now)
+
+    @property
+    def idle(self) -> bool:
+        state = self.state
+        return not (state.decoding or state.prefilling or state.waiting or state.swapped)
+
+    # -- the next step --------------------------------------------------------------------------------------------
+
+    def compose(self, now: float) -> Step | None:
+        """What to run next, with blocks for all of it; None if nothing can be done before something arrives."""
+        state = self.state
+        self._now = now
+        if state.waiting:
+            for sequence in self.ordering.sheds(state, now):
+                state.waiting.remove(sequence)
+                sequence.state = DONE
+                self.shed.append(sequence)
+        step = Step()
+        if state.swapped:
+            self._resume(step)
+        batch = self.batching.compose(state, now)
+        for sequence, rows in batch.prompts:
+            if sequence.state == WAITING and not self._admit(sequence):
+                break
+            if sequence.state == PREFILL:
+                self._chunk(step, sequence, rows)
+        if batch.decode and state.decoding:
+            self._grow(step, now)
+        load = step.load
+        if state.decoding and batch.decode:
+            step.decodes = True
+            load.decodes = len(state.decoding)
+            load.decode_context = state.decode_context
+        load.moved = len(step.saves) + len(step.loads)
+        return step if step.chunks or step.decodes or load.moved else None
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Gives a waiting sequence its blocks, unless those admitted before it took what was cached for it."""
+        state, size = self.state, self.state.block_size
+        tokens = self.batching.reserve(sequence)
+        if state.need(sequence, tokens) > state.pool.available:
+            return False
+        found = state.found(sequence)
+        state.waiting.remove(sequence)
+        for block in found:
+            if block is not None:
+                state.pool.hold(block)
+        hits = size * (len(found) - found.count(None))
+        if not sequence.preemptions:
+            sequence.cached = hits
+            self.prefix_queries += sequence.prompt
+            self.prefix_hits += hits
+        fresh = iter(state.pool.take(-(-tokens // size) - len(found) + found.count(None), self._victims))
+        sequence.blocks = [next(fresh) if block is None else block for block in found] + list(fresh)
+        sequence.segments = _missing(found, size, sequence.known)
+        sequence.todo = sequence.known - hits
+        sequence.computed(sequence.segments[0][0])
+        sequence.registered = 0
+        sequence.memo = None
+        sequence.state = PREFILL
+        state.prefilling[sequence.id] = sequence
+        return True
+
+    def _chunk(self, step: Step, sequence: Sequence, rows: int) -> None:
+        """Rows of a prompt into the step, in as many pieces as there are gaps between them."""
+        load = step.load
+        while rows > 0 and sequence.todo:
+            start, end = sequence.take(rows)
+            rows -= end - start
+            step.chunks.append(Chunk(sequence, start, end, not sequence.todo))
+            count = end - start
+            load.prefills += 1
+            load.prefill_rows += count
+            load.prefill_squares += count * count
+            load.prefill_pairs += count * start
+            load.prefill_context += start
+
+    def _grow(self, step: Step, now: float) -> None:
+        """A block for every decode whose next token needs one; somebody gives way if there is none."""
+        state, pool, size = self.state, self.state.pool, self.state.block_size
+        bucket = state.buckets[state.tick % size]
+        if not bucket and not state.forked:
+            return
+        while state.growth > pool.available:
+            self._preempt(step, now)
+        for sequence in bucket.values():
+            if sequence.context >= len(sequence.blocks) * size:
+                self._register(sequence)
+                sequence.blocks += pool.take(1, self._victims)
+        for sequence in state.forked:  # copy on write: each gets a block of its own to write to
+            at = sequence.context // size
+            old = sequence.blocks[at]
+            if old in pool.shared:
+                (new,) = pool.take(1, self._victims)
+                step.copies.append((old, new))
+                pool.release([old])
+                sequence.blocks[at] = new
+        state.forked.clear()
+
+    # -- what came of it ------------------------------------------------------------------------------------------
+
+    def complete(self, step: Step, now: float) -> list[Sequence]:
+        """The step ran: every decode has a token more, and the sequences returned have their first.
+
+        These are those whose prompts are done, and right behind each the other answers that it forked into.
+        """
+        state = self.state
+        if step.decodes:
+            state.tick += 1
+            state.decode_context += len(state.decoding)
+        started: list[Sequence] = []
+        for chunk in step.chunks:
+            sequence = chunk.sequence
+            if sequence.state != PREFILL:
+                continue  # cancelled, or gave way, while the step was made
+            sequence.computed(sequence.segments[0][0] if sequence.segments else chunk.end)
+            if chunk.last:
+                del state.prefilling[sequence.id]
+                started.append(sequence)
+                self._register(sequence)
+                started += self._fork(sequence)
+        for sequence in started:
+            sequence.emit()
+            if sequence.first_s > now:
+                sequence.first_s = now
+            state.join(sequence)
+        return started
+
+    def finish(self, sequence: Sequence, now: float) -> None:
+        """A decoding sequence has its last token. What it held is free, or kept for others."""
+        if sequence.state == DECODE:
+            self._end(sequence, now)
+
+    def _fork(self, sequence: Sequence) -> list[Sequence]:
+        """The other answers to a prompt that is done. They share its blocks; whoever writes first gets a copy."""
+        state = self.state
+        width, sequence.width = sequence.width, 1
+        children = []
+        for nth in range(1, width):
+            child = Sequence(
+                sequence.id + nth, sequence.prompt, sequence.limit, arrived_s=sequence.arrived_s,
+                foreseen=sequence.foreseen, keys=list(sequence.keys), priority=sequence.priority, user=sequence.user,
+                session=sequence.session, adapter=sequence.adapter,
+            )  # fmt: skip
+            child.group, child.rank, child.cached = sequence.id, sequence.rank, sequence.prompt
+            child.blocks = sequence.blocks[: -(-sequence.known // state.block_size)]
+            child.registered = sequence.registered
+            for block in child.blocks:
+                state.pool.hold(block)
+            children.append(child)
+        if children and sequence.known % state.block_size:
+            state.forked += [sequence, *children]
+        return children
+
+    # -- memory ---------------------------------------------------------------------------------------------------
+
+    def _victims(self, idle: dict[int, Idle], count: int) -> Iterable[int]:
+        return self.retention.victims(idle, count, self._now)
+
+    def _register(self, sequence: Sequence) -> None:
+        """Others may find the blocks that are full by now."""
+        if not self.state.shares:
+            return
+        full = min(sequence.context // self.state.block_size, len(sequence.keys))
+        for at in range(sequence.registered, full):
+            self.state.pool.register(sequence.blocks[at], sequence.keys[at])
+        sequence.registered = max(sequence.registered, full)
+
+    def _end(self, sequence: Sequence, now: float) -> None:
+        state = self.state
+        if sequence.state == DECODE:
+            state.leave(sequence, DONE)
+            self._register(sequence)
+        else:
+            del state.prefilling[sequence.id]
+            sequence.leave(DONE)
+        state.pool.release(sequence.blocks, sequence.session, now)
+        sequence.reset()
+        self.ordering.finished(sequence, now)
+
+    def _preempt(self, step: Step, now: float) -> None:
+        """One group gives way: to host memory, or to the queue, from where it starts anew."""
+        state = self.state
+        victim = self.preemption.victim(state, now)
+        group = [s for s in (*state.decoding.values(), *state.prefilling.values()) if s.group == victim.group]
+        for sequence in group:
+            self.preemptions += 1
+            sequence.preemptions += 1
+            sequence.paused_s = now
+            decoding = sequence.state == DECODE
+            if decoding:
+                state.leave(sequence, WAITING)
+                self._register(sequence)
+            else:
+                del state.prefilling[sequence.id]
+                self._forget(step, sequence)
+            if decoding and len(sequence.blocks) <= len(state.host) and self.preemption.swaps(sequence, state):
+                sequence.host = [state.host.pop() for _ in sequence.blocks]
+                step.saves += zip(sequence.blocks, sequence.host, strict=True)
+                state.pool.release(sequence.blocks, sequence.session, now)
+                sequence.reset(sequence.context)
+                sequence.state = SWAPPED
+                state.swapped[sequence.id] = sequence
+            else:
+                state.pool.release(sequence.blocks, sequence.session, now)
+                sequence.reset()
+                state.enqueue(sequence)
+
+    def _forget(self, step: Step, sequence: Sequence) -> None:
+        """Takes a sequence's rows out of the step that is being made."""
+        load = step.load
+        for chunk in [chunk for chunk in step.chunks if chunk.sequence is sequence]:
+            step.chunks.remove(chunk)
+            count = chunk.end - chunk.start
+            load.prefills -= 1
+            load.prefill_rows -= count
+            load.prefill_squares -= count * count
+            load.prefill_pairs -= count * chunk.start
+            load.prefill_context -= chunk.start
+
+    def _resume(self, step: Step) -> None:
+        """Those in host memory come back, the first in line first, as long as there is room for them to grow."""
+        state = self.state
+        for sequence in sorted(state.swapped.values(), key=lambda s: (s.rank, s.id)):
+            if len(sequence.host) + 1 + state.growth > state.pool.available:
+                break
+            del state.swapped[sequence.id]
+            sequence.blocks = state.pool.take(len(sequence.host), self._victims)
+            step.loads += zip(sequence.host, sequence.blocks, strict=True)
+            self._return(sequence)
+            state.join(sequence)
+            step.resumed.append(sequence)
+
+    def _return(self, sequence: Sequence) -> None:
+        self.state.host += reversed(sequence.host)
+        sequence.host = []
+
+
+def _missing(found: list[int | None], size: int, known: int) -> list[tuple[int, int]]:
+    """The stretches of `known` tokens that no found block holds: (start, end)."""
+    stretches: list[tuple[int, int]] = []
+    begin = None
+    for at, block in enumerate(found):
+        if block is None and begin is None:
+            begin = at * size
+        elif block is not None and begin is not None:
+            stretches.append((begin, at * size))
+            begin = None
+    stretches.append((len(found) * size if begin is None else begin, known))
+    return stretches

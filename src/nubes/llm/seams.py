@@ -1,0 +1,89 @@
+"""The seams of an LLM engine, and what their policies see.
+
+Policies look at a `State` (and the sequences in it) and change nothing there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from nubes.kernel.policy import Policy, decision, seam
+
+if TYPE_CHECKING:
+    from nubes.llm.blocks import Idle
+    from nubes.llm.sequence import Sequence
+    from nubes.llm.state import State
+
+
+class Batch:
+    """What one iteration shall hold: whether all decodes take part, and rows of prompts.
+
+    `prompts` are (sequence, rows) of sequences that have begun their prompt, and of waiting ones, which are admitted.
+    """
+
+    __slots__ = ("decode", "prompts")
+
+    def __init__(self, decode: bool, prompts: list[tuple[Sequence, int]]) -> None:
+        self.decode = decode
+        self.prompts = prompts
+
+
+@seam("batching", default="sarathi")
+class Batching(Policy):
+    """Which rows go into the next iteration, and how much KV memory a sequence gets when it is admitted."""
+
+    @decision
+    def compose(self, state: State, now: float) -> Batch:
+        """The next iteration. A prompt that does not fit (`state.need`) must not be admitted."""
+        raise NotImplementedError
+
+    def reserve(self, sequence: Sequence) -> int:
+        """Tokens an admitted sequence gets room for; it grows by blocks beyond that."""
+        return sequence.known
+
+
+@seam("ordering", default="fcfs")
+class Ordering(Policy):
+    """Which waiting request goes first, and what is refused when there is too much of it."""
+
+    @decision
+    def rank(self, sequence: Sequence, now: float) -> tuple[float, ...]:
+        """Asked once, when a request arrives: the smallest goes first."""
+        return (sequence.arrived_s,)
+
+    @decision
+    def sheds(self, state: State, now: float) -> list[Sequence]:
+        """Waiting requests to refuse now, with an error that says so."""
+        return []
+
+    def finished(self, sequence: Sequence, now: float) -> None:
+        """A request ended."""
+
+
+@seam("preemption", default="recompute")
+class Preemption(Policy):
+    """Who gives way when KV memory is out, and how it comes back."""
+
+    @decision
+    def victim(self, state: State, now: float) -> Sequence:
+        """One of the running sequences; all of its group go with it."""
+        return max((*state.decoding.values(), *state.prefilling.values()), key=lambda s: (s.rank, s.id))
+
+    @decision
+    def swaps(self, sequence: Sequence, state: State) -> bool:
+        """Whether its KV goes to host memory, if there is room, instead of being computed again."""
+        return False
+
+
+@seam("retention", default="lru")
+class Retention(Policy):
+    """Which KV nobody uses is dropped first when memory is wanted for something else."""
+
+    shares: ClassVar[bool] = True  # whether KV is kept for others at all
+    gaps: ClassVar[bool] = False  # whether KV is of use when some before it is gone: what is missing is computed again
+
+    @decision
+    def victims(self, idle: Mapping[int, Idle], count: int, now: float) -> Iterable[int]:
+        """`count` of the idle blocks; they stand in the order in which they fell idle."""
+        return [block for block, _ in zip(idle, range(count), strict=False)]

@@ -1,0 +1,41 @@
+"""One iteration of the engine, as plain data: which rows of which sequences, and what they weigh."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nubes.llm.load import Load
+
+if TYPE_CHECKING:
+    from nubes.llm.sequence import Sequence
+
+
+class Chunk:
+    """Rows `start` to `end` of a sequence's tokens; `last` if the next token is known after it."""
+
+    __slots__ = ("end", "last", "sequence", "start")
+
+    def __init__(self, sequence: Sequence, start: int, end: int, last: bool) -> None:
+        self.sequence = sequence
+        self.start = start
+        self.end = end
+        self.last = last
+
+
+class Step:
+    """What the engine is to do next, in this order: moves, copies, then the chunks and, if `decodes`, all decodes.
+
+    `copies` are (from, to) blocks; `saves` are (device, host) blocks that leave, `loads` (host, device) those that
+    return with the sequences in `resumed`.
+    """
+
+    __slots__ = ("chunks", "copies", "decodes", "load", "loads", "resumed", "saves")
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+        self.decodes = False
+        self.copies: list[tuple[int, int]] = []
+        self.resumed: list[Sequence] = []
+        self.saves: list[tuple[int, int]] = []
+        self.loads: list[tuple[int, int]] = []
+        self.load = Load()

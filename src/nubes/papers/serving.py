@@ -1,0 +1,66 @@
+"""What the reproductions of LLM systems share: workloads, engines in virtual time, the highest rate they sustain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from nubes.kernel.errors import NotFound
+
+if TYPE_CHECKING:
+    from nubes.drivers.sim.llm import Served
+    from nubes.llm.load import StepModel
+    from nubes.papers.context import Context
+    from nubes.workloads.llm import LLMWorkload
+
+
+def requests(ctx: Context, name: str, stand_in: str, seed: int, **options: Any) -> LLMWorkload:
+    """The trace the user named, else `name` if that is at hand, else `stand_in`, a generator, with its own options."""
+    from nubes.workloads.llm import load_llm
+
+    if ctx.trace:
+        return load_llm(ctx.trace, seed=seed, **options)
+    try:
+        return load_llm(name, seed=seed, **options)
+    except NotFound:
+        return load_llm(stand_in, seed=seed)
+
+
+def served(workload: LLMWorkload, model: StepModel, tokens: int, *, instances: int = 1, **policies: Any) -> Served:
+    """`workload` on engines with room for `tokens` of KV. Policies by seam; `retention="none"` if none is named."""
+    from nubes.drivers.sim.llm import Instance, simulate_llm
+    from nubes.llm.scheduler import Scheduler
+
+    policies.setdefault("retention", "none")
+    size = policies.setdefault("block_size", 16)
+    made = [Instance(Scheduler(tokens // size, **policies), model) for _ in range(instances)]
+    return simulate_llm(workload, made)
+
+
+def capacity(sustains: Callable[[float], bool], low: float, high: float, steps: int = 7) -> float:
+    """The highest rate that is sustained, by bisection on its logarithm; `low` if not even that is.
+
+    The answer is exact to the `steps`-th halving of log(high / low).
+    """
+    if not sustains(low):
+        return low
+    for _ in range(steps):
+        middle = (low * high) ** 0.5
+        if sustains(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def normalised_s(outcome: Served) -> float:
+    """Mean over the requests of their latency divided by their output tokens."""
+    import numpy as np
+
+    per_token = outcome.latency_s / outcome.workload.output
+    return float(np.mean(per_token)) if not np.isnan(per_token).any() else float("inf")
+
+
+def words(workload: LLMWorkload) -> str:
+    """A workload in words."""
+    return f"{workload.name}, {workload.requests:,} requests: {workload.source}"

@@ -1,0 +1,103 @@
+"""The scheduler under random days: whatever comes, no block is lost, nobody starves, and everybody gets their tokens."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from nubes.llm.invariants import check
+from nubes.llm.scheduler import Scheduler
+from nubes.llm.sequence import DONE, Sequence
+from nubes.llm.step import Step
+
+BATCHINGS = [
+    "sarathi(budget=24)",
+    "sarathi(budget=3,max_seqs=4)",
+    "vllm(budget=64)",
+    "orca(reserve=max,max_len=96)",
+    "orca(reserve=pow2)",
+    "orca(reserve=oracle)",
+    "orca(reserve=paged)",
+    "static(reserve=oracle)",
+]
+
+
+class Day:
+    """Drives a scheduler as an engine would, with made-up tokens, and counts what everybody got."""
+
+    def __init__(self, seed: int, batching: str, preemption: str, retention: str) -> None:
+        self.draw = random.Random(seed)
+        size = self.draw.choice([1, 2, 4, 16])
+        self.scheduler = Scheduler(
+            self.draw.randint(200 // size, 600 // size), block_size=size, host_blocks=self.draw.choice([0, 20, 200]),
+            batching=batching, preemption=preemption, retention=retention,
+        )  # fmt: skip
+        self.size = size
+        self.now = 0.0
+        self.count = 0
+        self.alive: dict[int, Sequence] = {}
+        self.computed: dict[int, int] = {}
+        self.finished = 0
+
+    def arrive(self) -> None:
+        self.count += 1
+        prompt, limit = self.draw.randint(1, 60), self.draw.randint(1, 30)
+        family = self.draw.randint(0, 3)
+        keys = [(family, at) if at < 5 else (family, self.count, at) for at in range((prompt + limit) // self.size)]
+        sequence = Sequence(
+            self.count * 8, prompt, limit, arrived_s=self.now, keys=keys, width=self.draw.choice([1, 1, 1, 3])
+        )
+        if self.scheduler.fits(sequence):
+            self.scheduler.arrive(sequence, self.now)
+            self.alive[sequence.id] = sequence
+
+    def step(self) -> Step | None:
+        scheduler, state = self.scheduler, self.scheduler.state
+        step = scheduler.compose(self.now)
+        if step is None:
+            return None
+        for chunk in step.chunks:
+            assert chunk.sequence.blocks
+            assert chunk.end <= len(chunk.sequence.blocks) * self.size
+        writes = [s.blocks[s.context // self.size] for s in state.decoding.values()] if step.decodes else []
+        assert len(set(writes)) == len(writes), "two sequences would write to one block"
+        load = step.load
+        assert load.decodes == (len(state.decoding) if step.decodes else 0)
+        assert load.prefill_rows == sum(c.end - c.start for c in step.chunks)
+        assert load.prefill_pairs == sum((c.end - c.start) * c.start for c in step.chunks)
+        self.now += 0.1
+        if self.draw.random() < 0.05 and self.alive:  # somebody hangs up while the step runs
+            scheduler.cancel(self.alive.pop(self.draw.choice(list(self.alive))), self.now)
+        ended = [s for s in state.decoding.values() if step.decodes and s.generated + 1 >= s.limit]
+        started = scheduler.complete(step, self.now)
+        self.alive.update({sequence.id: sequence for sequence in started})
+        ended += [sequence for sequence in started if sequence.generated >= sequence.limit]
+        for sequence in ended:
+            scheduler.finish(sequence, self.now)
+            if self.alive.pop(sequence.id, None) is not None:
+                assert sequence.generated == sequence.limit
+                self.finished += 1
+        check(state)
+        return step
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+@pytest.mark.parametrize("preemption", ["recompute", "swap", "cheaper(row_s=1,block_s=1)"])
+def test_random_days(batching: str, preemption: str) -> None:
+    for seed in range(12):
+        day = Day(seed, batching, preemption, random.Random(seed).choice(["lru", "none"]))
+        for _ in range(150):
+            while day.draw.random() < 0.4:
+                day.arrive()
+            if day.step() is None:
+                assert not day.scheduler.state.running
+            if day.draw.random() < 0.1:
+                day.now += 1.0
+        for _ in range(20_000):
+            if day.step() is None:
+                break
+        assert day.scheduler.idle, "somebody is never served"
+        assert not day.alive or all(s.state == DONE for s in day.alive.values())
+        assert day.scheduler.state.pool.used == 0
+        assert day.finished > 20
