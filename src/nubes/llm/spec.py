@@ -106,3 +106,4 @@ class Delta(msgspec.Struct):
     stop_reason: str | int | None = None  # the stop string or token that ended it
     error: str = ""  # why, if finish is "error" or "abort"
     cached: int = 0
+    queued_s: float | None = None  # on a request's first delta: from its arrival to the first step with it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import log, sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nubes.kernel.errors import UsageError
 from nubes.kernel.units import seconds as parse
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from nubes.workloads.llm import LLMWorkload
 
+    Number = TypeVar("Number", np.int64, np.float64)
     Lengths = Callable[[np.random.Generator, int], NDArray[np.int64]]
 
 PACE_S = 0.03  # per token of an answer: how a made-up conversation's arrivals are spaced before anything serves it
@@ -158,10 +159,11 @@ def _converse(
     session = np.repeat(np.arange(len(begun)), size)
     opens = np.cumsum(size) - size  # where each session's turns begin
 
-    def before(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def before(values: NDArray[Number]) -> NDArray[Number]:
         """Sums over the earlier turns of each session."""
-        sums = np.cumsum(values) - values
-        return sums - np.repeat(sums[opens], size)
+        sums: NDArray[Number] = np.cumsum(values) - values
+        earlier: NDArray[Number] = sums - np.repeat(sums[opens], size)
+        return earlier
 
     new, answer = text(draw, len(session)), output(draw, len(session))
     if first is not None:

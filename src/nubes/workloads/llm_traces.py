@@ -15,6 +15,7 @@ from nubes.workloads.draws import generator
 from nubes.workloads.llm import FORMATS, LLMWorkload
 from nubes.workloads.llm_synthetic import arrivals
 
+LENGTHS = "Lengths of real requests"
 MOONCAKE_BLOCK = 512  # tokens that one of its hash ids stands for
 
 
@@ -40,6 +41,8 @@ def read_llm(
     kind, columns = _mooncake(path) if path.suffix == ".jsonl" else _table(path)
     if not columns.prompt:
         raise UsageError(f"{path} holds no requests.", "Is the file whole?")
+    if n is not None and n < 1:
+        raise UsageError(f"{n} requests are none.", "Take at least 1.")
     timed, name = bool(columns.arrival_s), name or path.stem
     prompt, output = np.array(columns.prompt), np.array(columns.output)
     keep = np.arange(len(prompt)) if limit is None else np.flatnonzero(prompt + output <= limit)
@@ -74,16 +77,17 @@ def _table(path: Path) -> tuple[str, _Columns]:
         reader = csv.reader(file)
         header = [column.strip() for column in next(reader, [])]
         rows = [(reader.line_num, row) for row in reader if row]
+    read: Callable[[Any], float] = float
     if {"ContextTokens", "GeneratedTokens"} <= set(header):
         names = ("ContextTokens", "GeneratedTokens")
         when: str | None = "TIMESTAMP"
         if "TIMESTAMP" not in header or (rows and rows[0][1][header.index("TIMESTAMP")].strip(" X") == ""):
             when = None
-        kind, read = ("Azure LLM inference trace" if when else "Lengths of real requests"), _instant
+        kind, read = ("Azure LLM inference trace" if when else LENGTHS), _instant
     elif {"num_prefill_tokens", "num_decode_tokens"} <= set(header):
         names = ("num_prefill_tokens", "num_decode_tokens")
         when = "arrived_at" if "arrived_at" in header else None
-        kind, read = ("Requests in Vidur's format" if when else "Lengths of real requests"), float
+        kind = "Requests in Vidur's format" if when else LENGTHS
     else:
         missing = "has no header" if not header else f"has columns {', '.join(header)}"
         raise UsageError(f"{path}, line 1: it {missing}.", f"nubes reads {FORMATS}.")

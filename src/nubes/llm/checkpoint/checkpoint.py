@@ -11,7 +11,7 @@ from nubes.kernel.errors import NotFound, UsageError
 from nubes.llm.checkpoint import gguf_model, huggingface, llama
 from nubes.llm.checkpoint.blocks import Blocks, Floats, dequantise
 from nubes.llm.checkpoint.finding import find
-from nubes.llm.checkpoint.gguf import Gguf
+from nubes.llm.checkpoint.gguf import AGAIN, Gguf
 from nubes.llm.errors import BrokenModel
 from nubes.llm.live import Tokens
 from nubes.llm.spec import Shape
@@ -43,7 +43,11 @@ class Checkpoint:
 
     @cached_property
     def tokens(self) -> Tokens:
-        return self._tokens()
+        tokens = self._tokens()
+        if tokens.vocab > self.shape.vocab:
+            what = f"its tokenizer has {tokens.vocab} tokens, and its embedding {self.shape.vocab}"
+            raise BrokenModel(f"{self.path} is damaged: {what}.", AGAIN)
+        return tokens
 
     def raw(self, name: str) -> Blocks:
         """A tensor as it is stored; `blocks.affine` unpacks what is quantised. A tied head is the embedding."""
@@ -93,17 +97,16 @@ def _gguf(name: str, path: Path) -> Checkpoint:
 
 def _check(path: Path, shape: Shape, weights: Weights) -> None:
     """That the tensors are those of such a decoder, no more and no less."""
-    again = "Download it again, or convert it again."
     positive = (shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.ffn, shape.context)
     if min(positive) <= 0 or shape.heads % shape.kv_heads or shape.head_dim % 2:
-        raise BrokenModel(f"{path} is damaged: its sizes make no sense: {shape}.", again)
+        raise BrokenModel(f"{path} is damaged: its sizes make no sense: {shape}.", AGAIN)
     expected: set[str] = set()
     for name, size in llama.tensors(shape):
         there = weights.shapes.get(name)
         if there is None:
-            raise BrokenModel(f"{path} lacks the tensor {name}.", again)
+            raise BrokenModel(f"{path} lacks the tensor {name}.", AGAIN)
         if there != size:
-            raise BrokenModel(f"{path} is damaged: {name} is {there} where the model wants {size}.", again)
+            raise BrokenModel(f"{path} is damaged: {name} is {there} where the model wants {size}.", AGAIN)
         expected.add(name)
     # A tied head may be stored all the same, and old files hold rope's constants.
     extra = {name for name in weights.shapes if name not in expected and name != llama.HEAD}

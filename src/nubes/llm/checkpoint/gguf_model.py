@@ -50,7 +50,7 @@ def shape_of(gguf: Gguf) -> Shape:
         kv_heads=field(gguf, "llama.attention.head_count_kv", int, heads),
         head_dim=head_dim,
         ffn=field(gguf, "llama.feed_forward_length", int),
-        vocab=embedding.shape[0] if embedding else field(gguf, "llama.vocab_size", int),
+        vocab=embedding.shape[0] if embedding else 0,
         context=field(gguf, "llama.context_length", int),
         rope_theta=field(gguf, "llama.rope.freq_base", float, 10_000.0),
         rope_factors=_rope_factors(gguf, head_dim),

@@ -172,27 +172,28 @@ def from_gguf(gguf: Gguf) -> Tokenizer:
     texts: list[str] = field(gguf, "tokenizer.ggml.tokens", list)
     types: list[int] = field(gguf, "tokenizer.ggml.token_type", list, [1] * len(texts))
     merges: list[str] = field(gguf, "tokenizer.ggml.merges", list)
+    special = {name: _text_of(gguf, name, texts) for name in _SPECIAL if _text_of(gguf, name, texts)}
+    begin = field(gguf, "tokenizer.ggml.add_bos_token", bool, cut in WHOLE)
     try:
         model = models.BPE(
             {text: token for token, text in enumerate(texts)},
             [(left, right) for left, right in (merge.split(" ") for merge in merges)],
             ignore_merges=cut in WHOLE,
         )
-    except Exception as error:  # of ours for a merge that is no pair, or the library's, which has no narrower class
+        backend = tokenizers.Tokenizer(model)
+        backend.add_tokens(
+            [
+                tokenizers.AddedToken(text, special=type_ != _USER, normalized=False)
+                for text, type_ in zip(texts, types, strict=False)
+                if type_ in (_CONTROL, _UNKNOWN, _USER) and text
+            ]
+        )
+        if begin and (bos := special.get("bos_token")):
+            backend.post_processor = processors.TemplateProcessing([bos, "$A"], None, [(bos, backend.token_to_id(bos))])
+    except Exception as error:  # a merge that is no pair, or of the library, which raises no narrower class
         raise BrokenModel(f"{gguf.path} is damaged: its tokenizer makes no sense ({error}).", AGAIN) from None
-    backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pretokenizer(cut)
     backend.decoder = decoders.ByteLevel()
-    added = [
-        tokenizers.AddedToken(text, special=type_ != _USER, normalized=False)
-        for text, type_ in zip(texts, types, strict=False)
-        if type_ in (_CONTROL, _UNKNOWN, _USER) and text
-    ]
-    backend.add_tokens(added)
-    special = {name: _text_of(gguf, name, texts) for name in _SPECIAL if _text_of(gguf, name, texts)}
-    if field(gguf, "tokenizer.ggml.add_bos_token", bool, cut in WHOLE) and "bos_token" in special:
-        bos = special["bos_token"]
-        backend.post_processor = processors.TemplateProcessing(f"{bos} $A", None, [(bos, backend.token_to_id(bos))])
     ends = [gguf.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
     prefix = "tokenizer.chat_template"
     templates = {

@@ -1,0 +1,79 @@
+"""From a model's name to an engine that serves it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+from nubes.kernel.errors import UsageError
+from nubes.kernel.units import size_bytes
+
+if TYPE_CHECKING:
+    from nubes.llm.checkpoint import Checkpoint
+    from nubes.llm.engine import LocalEngine
+    from nubes.llm.runtime.rows import Runtime
+
+Format = Literal["fp32", "bf16", "int8", "int4"]
+BLOCK = 16
+FORMATS = ("fp32", "bf16", "int8", "int4")
+
+
+def open_engine(
+    model: str,
+    *,
+    format: str = "int8",
+    device: str = "auto",
+    threads: int | None = None,
+    kv_memory: str | int = "1GiB",
+    **options: Any,
+) -> LocalEngine:
+    """An engine for a model that `nubes.llm.checkpoint.find` knows. `options` are those of `LocalEngine`.
+
+    `device`: `cuda` if there is one with `auto`, else `cpu`. `format`: of the weights. Raises `NotFound`, `UsageError`,
+    `BrokenModel`.
+    """
+    from nubes.llm.checkpoint import load
+    from nubes.llm.engine import LocalEngine
+
+    checkpoint = load(model)
+    runtime = open_runtime(checkpoint, format, device, threads, size_bytes(kv_memory, "kv_memory"))
+    return LocalEngine(checkpoint.name, runtime, checkpoint.tokens, **options)
+
+
+def open_runtime(
+    checkpoint: Checkpoint, format: str = "int8", device: str = "auto", threads: int | None = None,
+    kv_bytes: int = 1 << 30,
+) -> Runtime:  # fmt: skip
+    """What runs a checkpoint on this machine: the compiled runtime on a CPU where it can be built, else PyTorch."""
+    if format not in FORMATS:
+        raise UsageError(f"{format!r} is no format of weights.", f"There are: {', '.join(FORMATS)}.")
+    if device == "auto":
+        device = "cuda" if cuda() else "cpu"
+    shape = checkpoint.shape
+    if device == "cpu" and format != "bf16":
+        from nubes.llm.runtime.build import NoCompiler
+        from nubes.llm.runtime.native import NativeRuntime
+
+        value_bytes = 4 if format == "fp32" else 2
+        blocks = max(1, kv_bytes // (shape.kv_values * value_bytes * BLOCK))
+        try:
+            return NativeRuntime(checkpoint, format, blocks, BLOCK, threads or len(os.sched_getaffinity(0)))
+        except NoCompiler:
+            if format != "fp32":
+                raise
+    from nubes.llm.runtime.torch import TorchRuntime
+
+    if format in ("int8", "int4"):
+        format = "bf16"  # what PyTorch runs in place of few bits
+    value_bytes = 4 if format == "fp32" else 2
+    blocks = max(1, kv_bytes // (shape.kv_values * value_bytes * BLOCK))
+    return TorchRuntime(checkpoint, format, blocks, BLOCK, device)
+
+
+def cuda() -> bool:
+    """Whether there is a GPU that PyTorch can use. Does not load PyTorch where there is no driver."""
+    if not (os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg")):
+        return False
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,128 @@
+/* Attention of rows to a paged KV cache, a tile of rows and a chunk of KV at a time, with an online softmax.
+
+   A block holds, layer by layer, keys [kv_heads][head_dim][block_size] and values [kv_heads][block_size][head_dim]:
+   keys lie across, so that a vector of sixteen scores needs no sum over lanes. */
+#ifndef NUBES_ATTENTION_H
+#define NUBES_ATTENTION_H
+
+#include "kernels.h"
+
+enum { CHUNK = 64, QUERIES = 24, MAX_HEAD = 256 };
+
+/* Per thread. */
+typedef struct {
+    float q[QUERIES * MAX_HEAD], o[QUERIES * MAX_HEAD]; /* [queries][dim] */
+    float s[QUERIES][CHUNK];
+    float k[MAX_HEAD * CHUNK], v[CHUNK * MAX_HEAD]; /* [dim][CHUNK], [CHUNK][dim] */
+    float top[QUERIES], sum[QUERIES];
+} attention_scratch;
+
+/* What a row sees: slots below `visible`, and slot visible + b for each bit b of `extra`. */
+typedef struct {
+    int visible;
+    uint64_t extra;
+} view;
+
+/* Which of the sixteen slots from `slot` on. */
+INLINE uint16_t seen(view w, int slot) {
+    const int n = w.visible - slot;
+    uint32_t mask = n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0;
+    if (w.extra && n < 16 && n > -64) mask |= (uint32_t)(n >= 0 ? w.extra << n : w.extra >> -n) & 0xffff;
+    return (uint16_t)mask;
+}
+
+/* Slots up to which a row sees anything. */
+INLINE int horizon(view w) { return w.visible + (w.extra ? 64 - __builtin_clzll(w.extra) : 0); }
+
+/* c[r] = c[r] * keep[r] + a[r] . b, or without the first term if `keep` is NULL. */
+INLINE void product(const int rows, const float *a, long lda, const float *b, long ldb, int k, float *c, long ldc, const float *keep) {
+    vf acc[ROWS][2];
+    multiply_f(rows, a, lda, b, ldb, k, acc);
+    for (int r = 0; r < rows; r++, c += ldc) {
+        if (keep) {
+            acc[r][0] = fma16(load(c), splat(keep[r]), acc[r][0]);
+            acc[r][1] = fma16(load(c + LANES), splat(keep[r]), acc[r][1]);
+        }
+        store(c, acc[r][0]);
+        store(c + LANES, acc[r][1]);
+    }
+}
+
+static void products(int rows, const float *a, long lda, const float *b, long ldb, int k, float *c, long ldc, int columns, const float *keep) {
+    for (int r = 0; r < rows; r += ROWS) {
+        const int n = rows - r < ROWS ? rows - r : ROWS;
+        for (int j = 0; j < columns; j += PANEL)
+            FOR_ROWS(n, product(N, a + r * lda, lda, b + j, ldb, k, c + r * ldc + j, ldc, keep ? keep + r : NULL))
+    }
+}
+
+/* Attend `n` queries in `t->q` (scaled already), `views[i]` saying what each sees, to one sequence's blocks of one layer and KV head. Leaves
+   the result in `t->o`. `blocks` is the sequence's table; `keys` and `values` are where block 0 would have them. */
+INLINE void attend(attention_scratch *t, int n, const view *views, const int32_t *blocks, const char *keys, const char *values,
+                   long block_bytes, int block_size, int dim, const int is_half) {
+    int limit = 0, least = views[0].visible;
+    for (int i = 0; i < n; i++) {
+        const int h = horizon(views[i]);
+        limit = h > limit ? h : limit;
+        least = views[i].visible < least ? views[i].visible : least;
+        t->top[i] = -1e30f;
+        t->sum[i] = 0;
+    }
+    memset(t->o, 0, sizeof(float) * (size_t)(n * dim));
+    for (int start = 0; start < limit; start += CHUNK) {
+        const int tokens = limit - start < CHUNK ? limit - start : CHUNK, lanes = (tokens + LANES - 1) / LANES * LANES;
+        for (int c = 0; c < lanes; c += LANES) { /* keys, and values, as floats */
+            const int slot = start + c, offset = slot % block_size;
+            const long base = blocks[slot / block_size] * block_bytes;
+            if (is_half) {
+                const half *k = (const half *)(keys + base) + offset;
+                for (int d = 0; d < dim; d++) store(t->k + d * CHUNK + c, load_half(k + d * block_size));
+            } else {
+                const float *k = (const float *)(keys + base) + offset;
+                for (int d = 0; d < dim; d++) store(t->k + d * CHUNK + c, load(k + d * block_size));
+            }
+            const int count = tokens - c < LANES ? tokens - c : LANES; /* what lies behind may be another's NaN */
+            if (is_half) {
+                const half *v = (const half *)(values + base) + offset * dim;
+                for (int i = 0; i < count * dim; i += LANES) store(t->v + c * dim + i, load_half(v + i));
+            } else {
+                memcpy(t->v + c * dim, (const float *)(values + base) + offset * dim, sizeof(float) * (size_t)(count * dim));
+            }
+        }
+        products(n, t->q, dim, t->k, CHUNK, dim, t->s[0], CHUNK, (lanes + PANEL - 1) / PANEL * PANEL, NULL);
+        float fade[QUERIES];
+        for (int i = 0; i < n; i++) {
+            float *s = t->s[i];
+            const vf never = splat(-1e30f);
+            uint16_t masks[CHUNK / LANES];
+            const int masked = start + lanes > least;
+            vf top = splat(t->top[i]), sum = splat(0);
+            for (int c = 0; c < lanes; c += LANES) {
+                vf x = load(s + c);
+                if (masked) {
+                    masks[c / LANES] = seen(views[i], start + c);
+                    x = choose(masks[c / LANES], x, never);
+                    store(s + c, x);
+                }
+                top = max16(top, x); /* x if it is NaN */
+            }
+            const float highest = top16(top);
+            fade[i] = t->top[i] == highest ? 1.0f : expf(t->top[i] - highest);
+            t->top[i] = highest;
+            for (int c = 0; c < lanes; c += LANES) {
+                vf p = exp16(load(s + c) - splat(highest));
+                if (masked) p = choose(masks[c / LANES], p, splat(0));
+                store(s + c, p);
+                sum += p;
+            }
+            t->sum[i] = t->sum[i] * fade[i] + sum16(sum);
+        }
+        products(n, t->s[0], CHUNK, t->v, dim, tokens, t->o, dim, dim, fade);
+    }
+    for (int i = 0; i < n; i++) {
+        const vf inverse = splat(t->sum[i] != 0 ? 1.0f / t->sum[i] : 0);
+        for (int d = 0; d < dim; d += LANES) store(t->o + i * dim + d, load(t->o + i * dim + d) * inverse);
+    }
+}
+
+#endif

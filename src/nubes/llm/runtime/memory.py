@@ -1,0 +1,22 @@
+"""Memory for what is read over and over: in huge pages where the system has them, and shared with forks until written."""
+
+from __future__ import annotations
+
+import math
+import mmap
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+_HUGE = 2 << 20
+
+
+def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
+    """An array of zeros; pages are taken when they are first touched."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    pages = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    whole = np.frombuffer(pages, np.uint8)
+    skip = -whole.ctypes.data % _HUGE
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return whole[skip : skip + size].view(dtype).reshape(shape)

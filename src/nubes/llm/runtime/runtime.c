@@ -1,0 +1,335 @@
+#include "runtime.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "attention.h"
+#include "pool.h"
+
+enum { PUT, ADD, GATED }; /* what becomes of a product: stored, added, or silu(first half) * second half */
+enum { CACHED = 1 << 20 };  /* bytes of inputs that stay in a core's cache while weights pass by */
+
+typedef struct { int first, count; } tile; /* rows of one sequence that are side by side */
+
+struct engine {
+    model m;
+    pool *threads;
+    long capacity; /* rows that the buffers below are made for */
+    inputs a, b;   /* of a layer's halves: normed or attended, and the feed-forward's inside */
+    float *qkv;
+    tile *tiles;
+    int tile_count;
+    attention_scratch *attention; /* per thread */
+    uint8_t *wide;
+    long wide_bytes;
+    atomic_int next; /* piece of attention that nobody took yet */
+    const batch *b_now;
+};
+
+static void *take(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
+
+static int make_inputs(inputs *in, long values) {
+    in->f = take((size_t)values * 4);
+    in->q = take((size_t)values);
+    in->scale = take((size_t)values / GROUP * 4);
+    in->low = take((size_t)values / GROUP * 4);
+    in->bias = take((size_t)values / GROUP * 4);
+    return in->f && in->q && in->scale && in->low && in->bias;
+}
+
+static void free_inputs(inputs *in) {
+    free(in->f);
+    free(in->q);
+    free(in->scale);
+    free(in->low);
+    free(in->bias);
+    *in = (inputs){0};
+}
+
+static void release(engine *e) {
+    free_inputs(&e->a);
+    free_inputs(&e->b);
+    free(e->qkv);
+    free(e->tiles);
+    e->qkv = NULL;
+    e->tiles = NULL;
+    e->capacity = 0;
+}
+
+static int reserve(engine *e, long rows) {
+    if (rows <= e->capacity) return 0;
+    const model *m = &e->m;
+    const long heads = (long)m->heads * m->head_dim, qkv = heads + 2L * m->kv_heads * m->head_dim;
+    release(e);
+    const int good = make_inputs(&e->a, rows * (heads > m->hidden ? heads : m->hidden)) & make_inputs(&e->b, rows * m->ffn);
+    e->qkv = take((size_t)(rows * qkv) * 4);
+    e->tiles = malloc((size_t)rows * sizeof *e->tiles);
+    if (!good || !e->qkv || !e->tiles) {
+        release(e);
+        return -1;
+    }
+    e->capacity = rows;
+    return 0;
+}
+
+/* Spread nibbles over bytes. */
+static void widen(const uint8_t *from, uint8_t *to, int groups) {
+    for (int g = 0; g < groups; g++, from += group_bytes(INT4), to += group_bytes(WIDE4)) {
+        memcpy(to, from, 128);
+        for (int i = 0; i < 8; i++) {
+            const vi v = load_i(from + 128 + 64 * i);
+            uint8_t *at = to + 128 + i / 2 * 256 + i % 2 * 64;
+            store_i(at, lower(v));
+            store_i(at + 128, upper(v));
+        }
+    }
+}
+
+INLINE void finish(int op, int rows, vf acc[][2], float *out, long stride, int panel, int columns) {
+    const int at = panel * PANEL;
+    for (int r = 0; r < rows; r++, out += stride) {
+        if (op == GATED) {
+            const vf gate = acc[r][0];
+            store(out + at / 2, gate / (splat(1) + exp16(-gate)) * acc[r][1]);
+        } else if (op == ADD) {
+            store(out + at, load(out + at) + acc[r][0]);
+            store(out + at + LANES, load(out + at + LANES) + acc[r][1]);
+        } else if (at + PANEL <= columns) {
+            store(out + at, acc[r][0]);
+            store(out + at + LANES, acc[r][1]);
+        } else {
+            memcpy(out + at, acc[r], sizeof(float) * (size_t)(columns - at));
+        }
+    }
+}
+
+INLINE void one_tile(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row, int op, float *out, long stride, int p) {
+    vf acc[ROWS][2];
+    multiply_kind(rows, m, panel, kind, in, row, acc);
+    finish(op, rows, acc, out + row * stride, stride, p, m->outputs);
+}
+
+/* Panels `from` ... `to - 1` of the product of all rows, split over the threads. */
+static void multiply(engine *e, int t, const matrix *m, const inputs *in, int rows, int op, float *out, long stride, int from, int to) {
+    const int share = to - from, begin = from + share * t / e->m.threads, end = from + share * (t + 1) / e->m.threads;
+    const int fit = CACHED / (m->inputs * (m->kind == FP32 ? 4 : 1)), most = fit > ROWS ? fit : ROWS;
+    const int chunks = (rows + most - 1) / most;
+    for (int c = 0; c < chunks; c++) {
+        const int start = (int)((long)rows * c / chunks), count = (int)((long)rows * (c + 1) / chunks) - start;
+        const int tiles = (count + ROWS - 1) / ROWS;
+        for (int p = begin; p < end; p++) {
+            const uint8_t *panel = m->data + p * panel_bytes(m);
+            int kind = m->kind;
+            if (kind == INT4 && tiles > 1) {
+                uint8_t *wide = e->wide + t * e->wide_bytes;
+                widen(panel, wide, m->inputs / GROUP);
+                panel = wide;
+                kind = WIDE4;
+            }
+            for (int i = 0; i < tiles; i++) {
+                const int row = start + count * i / tiles, n = start + count * (i + 1) / tiles - row;
+                FOR_ROWS(n, one_tile(N, m, panel, kind, in, row, op, out, stride, p))
+            }
+        }
+    }
+}
+
+static int panels(const matrix *m) { return (m->outputs + PANEL - 1) / PANEL; }
+
+static void whole(engine *e, int t, const matrix *m, const inputs *in, int rows, int op, float *out, long stride) {
+    multiply(e, t, m, in, rows, op, out, stride, 0, panels(m));
+}
+
+static void to_bytes(const inputs *in, long row, int k) {
+    const long g = row * (k / GROUP);
+    quantise(in->f + row * k, k, in->q + row * k, in->scale + g, in->low + g, in->bias + g);
+}
+
+static void norm(const engine *e, const float *x, const float *weight, long row, int bytes) {
+    const int k = e->m.hidden;
+    float *to = e->a.f + row * k;
+    vf square = splat(0);
+    for (int i = 0; i < k; i += LANES) square = fma16(load(x + i), load(x + i), square);
+    const vf scale = splat(1.0f / sqrtf(sum16(square) / (float)k + e->m.eps));
+    for (int i = 0; i < k; i += LANES) store(to + i, load(x + i) * scale * load(weight + i));
+    if (bytes) to_bytes(&e->a, row, k);
+}
+
+static void embed(const matrix *m, int32_t token, float *x) {
+    const uint8_t *p = m->data + token / PANEL * panel_bytes(m);
+    const int lane = token % PANEL;
+    for (int i = 0; i < m->inputs; i++) {
+        if (m->kind == FP32) {
+            x[i] = ((const float *)p)[(long)i * PANEL + lane];
+            continue;
+        }
+        const uint8_t *group = p + i / GROUP * group_bytes(m->kind);
+        const int step = i % GROUP / 4, in = lane * 4 + i % 4;
+        const float scale = (float)((const half *)group)[lane];
+        if (m->kind == INT8) x[i] = scale * (float)(group[64 + step * 128 + in] - 128);
+        else {
+            const int byte = group[128 + step / 2 * 128 + in];
+            x[i] = scale * (float)(step % 2 ? byte >> 4 : byte & 15) + (float)((const half *)group)[32 + lane];
+        }
+    }
+}
+
+INLINE void turn(float *x, const float *rope, int dim) {
+    for (int i = 0; i < dim / 2; i += LANES) {
+        const vf a = load(x + i), b = load(x + dim / 2 + i), cosine = load(rope + i), sine = load(rope + dim / 2 + i);
+        store(x + i, a * cosine - b * sine);
+        store(x + dim / 2 + i, b * cosine + a * sine);
+    }
+}
+
+static long layer_values(const model *m) { return 2L * m->kv_heads * m->head_dim * m->block_size; }
+static long value_bytes(const model *m) { return m->half_kv ? 2 : 4; }
+static long block_bytes(const model *m) { return m->layers * layer_values(m) * value_bytes(m); }
+
+/* Rotate a row's queries and keys, and put keys and values where they belong. */
+static void place(const engine *e, const batch *b, int layer, int row) {
+    const model *m = &e->m;
+    const int dim = m->head_dim, size = m->block_size, slot = b->slots[row];
+    float *q = e->qkv + (long)row * (m->heads + 2 * m->kv_heads) * dim, *k = q + m->heads * dim, *v = k + m->kv_heads * dim;
+    for (float *head = q; head < v; head += dim) turn(head, m->rope + (long)b->positions[row] * dim, dim);
+    const int32_t block = b->tables[b->table_start[b->sequence[row]] + slot / size];
+    char *at = m->kv + block * block_bytes(m) + layer * layer_values(m) * value_bytes(m);
+    const long keys = slot % size, values = (long)m->kv_heads * dim * size + slot % size * dim;
+    for (int h = 0; h < m->kv_heads; h++, k += dim, v += dim) {
+        const long skip = (long)h * dim * size;
+        if (m->half_kv) {
+            half *to = (half *)at + skip, turned[MAX_HEAD];
+            for (int i = 0; i < dim; i += LANES) {
+                store_half(turned + i, load(k + i));
+                store_half(to + values + i, load(v + i));
+            }
+            for (int i = 0; i < dim; i++) to[keys + i * size] = turned[i];
+        } else {
+            float *to = (float *)at + skip;
+            for (int i = 0; i < dim; i++) to[keys + i * size] = k[i];
+            memcpy(to + values, v, sizeof(float) * (size_t)dim);
+        }
+    }
+}
+
+/* Attention of a tile of rows and one KV head. */
+static void look(engine *e, const batch *b, int t, int layer, tile w, int kv_head, int bytes) {
+    const model *m = &e->m;
+    attention_scratch *s = e->attention + t;
+    const int dim = m->head_dim, group = m->heads / m->kv_heads, width = m->heads * dim;
+    const float scale = 1.0f / sqrtf((float)dim);
+    const int32_t *blocks = b->tables + b->table_start[b->sequence[w.first]];
+    const char *keys = m->kv + (layer * layer_values(m) + (long)kv_head * dim * m->block_size) * value_bytes(m);
+    const char *values = keys + (long)m->kv_heads * dim * m->block_size * value_bytes(m);
+    for (int from = 0; from < group; from += QUERIES) { /* more than one round only if the group is larger than a tile */
+        const int heads = group - from < QUERIES ? group - from : QUERIES, head = kv_head * group + from, n = w.count * heads;
+        view views[QUERIES];
+        for (int i = 0; i < n; i++) {
+            const int row = w.first + i / heads;
+            const float *q = e->qkv + ((long)row * (m->heads + 2 * m->kv_heads) + head + i % heads) * dim;
+            for (int d = 0; d < dim; d += LANES) store(s->q + i * dim + d, load(q + d) * splat(scale));
+            views[i] = (view){b->visible[row], b->extra ? b->extra[row] : 0};
+        }
+        if (m->half_kv) attend(s, n, views, blocks, keys, values, block_bytes(m), m->block_size, dim, 1);
+        else attend(s, n, views, blocks, keys, values, block_bytes(m), m->block_size, dim, 0);
+        for (int i = 0; i < n; i++) {
+            const long at = (long)(w.first + i / heads) * width + (head + i % heads) * dim, g = at / GROUP;
+            if (bytes) quantise(s->o + i * dim, dim, e->a.q + at, e->a.scale + g, e->a.low + g, e->a.bias + g);
+            else memcpy(e->a.f + at, s->o + i * dim, sizeof(float) * (size_t)dim);
+        }
+    }
+}
+
+static void one_layer(engine *e, const batch *b, int t, int layer) {
+    const model *m = &e->m;
+    const matrix *w = m->matrices + layer * PER_LAYER;
+    const int rows = b->rows, begin = (int)((long)rows * t / m->threads), end = (int)((long)rows * (t + 1) / m->threads);
+    const int bytes = w->kind != FP32, hidden = m->hidden, qkv = (m->heads + 2 * m->kv_heads) * m->head_dim;
+    const float *norms = m->norms + (long)layer * 2 * hidden;
+    for (int r = begin; r < end; r++) {
+        if (b->keep) memcpy(b->keep + ((long)layer * rows + r) * hidden, b->x + (long)r * hidden, sizeof(float) * (size_t)hidden);
+        norm(e, b->x + (long)r * hidden, norms, r, bytes);
+    }
+    pool_barrier(e->threads);
+    multiply(e, t, w + QKV, &e->a, rows, PUT, e->qkv, qkv, b->project ? m->heads * m->head_dim / PANEL : 0, panels(w + QKV));
+    pool_barrier(e->threads);
+    for (int r = begin; r < end; r++) place(e, b, layer, r);
+    if (t == 0) atomic_store(&e->next, 0);
+    pool_barrier(e->threads);
+    if (b->project) return;
+    for (int i; (i = atomic_fetch_add(&e->next, 1)) < e->tile_count * m->kv_heads;)
+        look(e, b, t, layer, e->tiles[e->tile_count - 1 - i / m->kv_heads], i % m->kv_heads, bytes); /* long ones first */
+    pool_barrier(e->threads);
+    whole(e, t, w + OUT, &e->a, rows, ADD, b->x, hidden);
+    pool_barrier(e->threads);
+    for (int r = begin; r < end; r++) norm(e, b->x + (long)r * hidden, norms + hidden, r, bytes);
+    pool_barrier(e->threads);
+    whole(e, t, w + GATE_UP, &e->a, rows, GATED, e->b.f, m->ffn);
+    pool_barrier(e->threads);
+    if (bytes) {
+        for (int r = begin; r < end; r++) to_bytes(&e->b, r, m->ffn);
+        pool_barrier(e->threads);
+    }
+    whole(e, t, w + DOWN, &e->b, rows, ADD, b->x, hidden);
+    pool_barrier(e->threads);
+}
+
+static void run(void *argument, int t) {
+    engine *e = argument;
+    const batch *b = e->b_now;
+    const model *m = &e->m;
+    const matrix *embedding = m->matrices + m->layers * PER_LAYER, *head = embedding + 1;
+    if (b->tokens) {
+        for (int r = b->rows * t / m->threads; r < b->rows * (t + 1) / m->threads; r++) embed(embedding, b->tokens[r], b->x + (long)r * m->hidden);
+        pool_barrier(e->threads);
+    }
+    for (int layer = b->first; layer < b->last; layer++) one_layer(e, b, t, layer);
+    if (!b->wanted) return;
+    for (int i = b->wanted * t / m->threads; i < b->wanted * (t + 1) / m->threads; i++)
+        norm(e, b->x + (long)b->outputs[i] * m->hidden, m->norms + 2L * m->layers * m->hidden, i, head->kind != FP32);
+    pool_barrier(e->threads);
+    whole(e, t, head, &e->a, b->wanted, PUT, b->logits, m->vocab);
+}
+
+/* Neighbouring rows of a sequence share what is read of its KV. */
+static void tile_rows(engine *e, const batch *b) {
+    const int group = e->m.heads / e->m.kv_heads, most = group < QUERIES ? QUERIES / group : 1;
+    e->tile_count = 0;
+    for (int r = 0; r < b->rows; r++) {
+        tile *last = e->tiles + e->tile_count - 1;
+        if (r && last->count < most && b->sequence[r] == b->sequence[r - 1]) last->count++;
+        else e->tiles[e->tile_count++] = (tile){r, 1};
+    }
+}
+
+engine *nubes_open(const model *m) {
+    engine *e = calloc(1, sizeof *e);
+    if (!e) return NULL;
+    e->m = *m;
+    const int widest = m->hidden > m->ffn ? m->hidden : m->ffn, heads = m->heads * m->head_dim;
+    e->wide_bytes = (widest > heads ? widest : heads) / GROUP * group_bytes(WIDE4);
+    e->wide = take((size_t)(e->wide_bytes * m->threads));
+    e->attention = take(sizeof *e->attention * (size_t)m->threads);
+    e->threads = pool_open(m->threads);
+    if (e->wide && e->attention && e->threads) return e;
+    nubes_close(e);
+    return NULL;
+}
+
+void nubes_close(engine *e) {
+    if (!e) return;
+    pool_close(e->threads);
+    release(e);
+    free(e->wide);
+    free(e->attention);
+    free(e);
+}
+
+int nubes_run(engine *e, const batch *b) {
+    if (reserve(e, b->rows > b->wanted ? b->rows : b->wanted)) return -1;
+    if (b->last > b->first && !b->project) tile_rows(e, b);
+    e->b_now = b;
+    return pool_run(e->threads, run, e);
+}
+
+const char *nubes_vectors(void) { return NUBES_VECTORS; }

@@ -1,0 +1,164 @@
+"""A model's weights as the compiled kernels want them: panels of 32 outputs, in one piece of memory."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nubes.kernel.errors import UsageError
+from nubes.llm.errors import BrokenModel
+from nubes.llm.runtime import memory
+from nubes.llm.runtime.rows import Checkpoint, Floats
+from nubes.llm.spec import Shape
+
+Format = Literal["fp32", "int8", "int4"]
+
+FP32, INT8, INT4 = range(3)  # kinds of panels, as in kernels.h
+_KINDS = {"fp32": FP32, "int8": INT8, "int4": INT4}
+_SOURCES = {"F32": 0, "Q4_1": 1, "Q8_0": 2}  # as in pack.c
+_PANEL = 32
+_GROUP_BYTES = (32 * 32 * 4, 64 + 1024, 128 + 512)
+
+
+class Matrix(ctypes.Structure):
+    """`matrix` of kernels.h."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("outputs", ctypes.c_int32),
+        ("inputs", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+        ("data", ctypes.c_void_p),
+    )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Four matrices for each layer (queries, keys and values; attention's output; gate and up; down), the embedding, the head."""
+
+    matrices: ctypes.Array[Matrix]
+    packed: NDArray[np.uint8]  # what they point into
+    norms: Floats  # [2 * layers + 1, hidden]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A tensor, and where in its matrix its rows go: sixteen from `column` on, the next sixteen `step` further."""
+
+    name: str
+    rows: int
+    column: int = 0
+    step: int = 16
+
+
+@dataclass(frozen=True)
+class _Plan:
+    kind: int
+    outputs: int
+    inputs: int
+    sources: tuple[_Source, ...]
+
+    @property
+    def bytes(self) -> int:
+        return -(-self.outputs // _PANEL) * (self.inputs // 32) * _GROUP_BYTES[self.kind]
+
+
+def check(shape: Shape) -> None:
+    """Raise `UsageError` for sizes that the kernels are not made for."""
+    sizes = {"hidden": shape.hidden, "ffn": shape.ffn, "head_dim": shape.head_dim}
+    for name, size in sizes.items():
+        if size % 32:
+            raise UsageError(
+                f"{name} is {size}: the compiled runtime wants multiples of 32.", "Choose the PyTorch runtime."
+            )
+    if shape.head_dim > 256 or shape.heads % shape.kv_heads:
+        raise UsageError(
+            "The compiled runtime wants heads of at most 256, in whole groups.", "Choose the PyTorch runtime."
+        )
+
+
+def pack(library: ctypes.CDLL, checkpoint: Checkpoint, format: Format, threads: int) -> Weights:
+    """Read and pack everything. Raises `UsageError` for sizes that do not fit, `BrokenModel` for tensors that do not."""
+    shape = checkpoint.shape
+    check(shape)
+    plans = list(_plans(checkpoint, _KINDS[format]))
+    offsets = np.cumsum([0] + [(plan.bytes + 4095) // 4096 * 4096 for plan in plans])
+    packed = memory.zeros((int(offsets[-1]),), np.uint8)
+    base = packed.ctypes.data
+
+    def one(job: tuple[_Plan, int, _Source]) -> None:
+        plan, offset, source = job
+        kind, data = _blocks(checkpoint, source.name, (source.rows, plan.inputs))
+        library.nubes_pack(
+            plan.kind,
+            base + offset,
+            plan.inputs,
+            source.column,
+            source.step,
+            _SOURCES[kind],
+            data.ctypes.data,
+            source.rows,
+        )
+
+    jobs = [
+        (plan, int(offset), source) for plan, offset in zip(plans, offsets[:-1], strict=True) for source in plan.sources
+    ]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(one, jobs))
+    matrices = [
+        Matrix(plan.kind, plan.outputs, plan.inputs, 0, base + int(offset))
+        for plan, offset in zip(plans, offsets[:-1], strict=True)
+    ]
+    if shape.tied:
+        matrices.append(matrices[-1])
+    return Weights((Matrix * len(matrices))(*matrices), packed, _norms(checkpoint))
+
+
+def _plans(checkpoint: Checkpoint, kind: int) -> Iterator[_Plan]:
+    s = checkpoint.shape
+    q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    for i in range(s.layers):
+        attention, mlp = f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
+        yield _Plan(
+            kind,
+            q + 2 * kv,
+            s.hidden,
+            (
+                _Source(f"{attention}q_proj.weight", q),
+                _Source(f"{attention}k_proj.weight", kv, q),
+                _Source(f"{attention}v_proj.weight", kv, q + kv),
+            ),
+        )
+        yield _Plan(kind, s.hidden, q, (_Source(f"{attention}o_proj.weight", s.hidden),))
+        halves = (_Source(f"{mlp}gate_proj.weight", s.ffn, 0, 32), _Source(f"{mlp}up_proj.weight", s.ffn, 16, 32))
+        yield _Plan(kind, 2 * s.ffn, s.hidden, halves)
+        yield _Plan(kind, s.hidden, s.ffn, (_Source(f"{mlp}down_proj.weight", s.hidden),))
+    outer = INT8 if kind == INT4 else kind  # few bits hurt most in the embedding and the head
+    yield _Plan(outer, s.vocab, s.hidden, (_Source("model.embed_tokens.weight", s.vocab),))
+    if not s.tied:
+        yield _Plan(outer, s.vocab, s.hidden, (_Source("lm_head.weight", s.vocab),))
+
+
+def _blocks(checkpoint: Checkpoint, name: str, shape: tuple[int, int]) -> tuple[str, NDArray[Any]]:
+    """The tensor as it lies in its file, if the packer knows that kind, or as float32."""
+    raw = checkpoint.raw(name)
+    if raw.shape != shape:
+        raise BrokenModel(f"{name} is {raw.shape} instead of {shape}.", "Download the model again.")
+    if raw.kind in _SOURCES:
+        return raw.kind, np.ascontiguousarray(raw.data)
+    return "F32", np.ascontiguousarray(checkpoint.tensor(name), np.float32)
+
+
+def _norms(checkpoint: Checkpoint) -> Floats:
+    names = [
+        f"model.layers.{i}.{part}.weight"
+        for i in range(checkpoint.shape.layers)
+        for part in ("input_layernorm", "post_attention_layernorm")
+    ]
+    return np.stack([np.asarray(checkpoint.tensor(name), np.float32) for name in (*names, "model.norm.weight")])
