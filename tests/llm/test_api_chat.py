@@ -76,6 +76,19 @@ def test_a_stream_says_the_same(client: Any, engine: FakeEngine, text: str) -> N
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_usage_in_every_chunk(client: Any, engine: FakeEngine) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    for chunks in (
+        list(client.chat.completions.create(model="fake", messages=user("hi"), stream=True, stream_options=options))[
+            1:
+        ],
+        list(client.completions.create(model="fake", prompt="hi", stream=True, stream_options=options)),
+    ):
+        counts = [chunk.usage.completion_tokens for chunk in chunks]
+        assert counts == sorted(counts)
+        assert (counts[0], counts[-1]) == (1, 3)
+
+
 def test_several_choices(client: Any, engine: FakeEngine) -> None:
     answer = client.chat.completions.create(model="fake", messages=user("a"), n=3)
     assert [(c.index, c.message.content) for c in answer.choices] == [(0, "A"), (1, "A"), (2, "A")]

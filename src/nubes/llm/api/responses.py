@@ -239,8 +239,8 @@ class Made:
                 yield event
             told = {"code": "server_error", "message": problem.message}
             yield output.event("response.failed", response=self.body("failed", told))
-            told = {"message": problem.message, "type": problem.type, "code": problem.code or "server_error"}
-            yield output.event("error", **told, param=problem.param, error=told)  # clients raise on `error`
+            told = {"message": problem.message, "code": problem.code or "server_error"}
+            yield output.event("error", **told, param=problem.param, error={**told, "type": problem.type})
             return
         status = self._status()
         for event in output.close(status):
