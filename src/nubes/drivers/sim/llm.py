@@ -28,11 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Instance:
-    """A scheduler and the hardware under it. `block_s`: seconds to move a block to host memory, or back."""
+    """A scheduler and the hardware under it. `block_s`: seconds to move a block to host memory, or back.
+
+    `stages`: when each stage of a pipeline is free. As many instances share that list as there are stages: while the
+    step of one is in one stage, those of the others are in the others.
+    """
 
     scheduler: Scheduler
     model: StepModel
     block_s: float = 0.0
+    stages: list[float] | None = None
     step: Step | None = None
     ends: dict[int, list[Sequence]] = field(default_factory=dict)  # decode step -> who gets its last token in it
     fresh: list[tuple[float, Sequence]] = field(default_factory=list)  # who joined the decodes since their last step
@@ -139,7 +144,7 @@ def keys_of(workload: LLMWorkload, at: int, block_size: int) -> list[object]:
     if workload.blocks is not None:
         per = workload.block_tokens // block_size
         keys: list[object] = [id * per + nth for id in workload.blocks[at] for nth in range(per)]
-        return keys[: int(workload.prompt[at]) // block_size]
+        return keys if workload.whole_blocks else keys[: int(workload.prompt[at]) // block_size]
     if workload.session is not None:
         session = int(workload.session[at])
         return [(session, nth) for nth in range(int(workload.prompt[at] + workload.output[at]) // block_size)]
@@ -156,6 +161,14 @@ def followers(workload: LLMWorkload) -> dict[int, int]:
             after[last[session]] = at
         last[session] = at
     return after
+
+
+def _pass(stages: list[float], now: float, took: float) -> float:
+    """A step enters a pipeline and takes `took` in each stage: when it has passed the last."""
+    for at, free in enumerate(stages):
+        now = max(now, free) + took
+        stages[at] = now
+    return now
 
 
 class _Run:
@@ -256,7 +269,7 @@ class _Run:
                 instance.fresh.append((sequence.paused_s, sequence))
         instance.steps += 1
         instance.busy_s += took
-        heappush(self.heap, (now + took, number))
+        heappush(self.heap, (now + took if instance.stages is None else _pass(instance.stages, now, took), number))
         return True
 
     def _expect(self, instance: Instance, sequence: Sequence) -> None:
