@@ -151,15 +151,18 @@ class Scheduler:
     def _grow(self, step: Step, now: float) -> None:
         """A block for every decode whose next token needs one; somebody gives way if there is none."""
         state, pool, size = self.state, self.state.pool, self.state.block_size
-        bucket = state.buckets[state.tick % size]
-        if not bucket and not state.forked:
-            return
-        while state.growth > pool.available:
+        growing = state.growing()
+        while len(growing) + len(state.forked) > pool.available:
             self._preempt(step, now)
-        for sequence in bucket.values():
-            if sequence.context >= len(sequence.blocks) * size:
-                self._register(sequence)
-                sequence.blocks += pool.take(1, self._victims)
+            growing = state.growing()
+        if growing:
+            if state.shares:
+                for sequence in growing:
+                    self._register(sequence)
+            for sequence, block in zip(growing, pool.take(len(growing), self._victims), strict=True):
+                sequence.blocks.append(block)
+        if not state.forked:
+            return
         for sequence in state.forked:  # copy on write: each gets a block of its own to write to
             at = sequence.context // size
             old = sequence.blocks[at]

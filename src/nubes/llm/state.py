@@ -49,9 +49,7 @@ class State:
     @property
     def growth(self) -> int:
         """Blocks the decodes need in their next step."""
-        bucket = self.buckets[self.tick % self.block_size]
-        size = self.block_size
-        return sum(1 for s in bucket.values() if s.context >= len(s.blocks) * size) + len(self.forked)
+        return len(self.growing()) + len(self.forked)
 
     def need(self, sequence: Sequence, tokens: int) -> int:
         """Blocks that admitting a waiting sequence with room for `tokens` takes from those available."""
@@ -77,6 +75,12 @@ class State:
             found.pop()
         sequence.memo = (pool.version, sequence.known, found)
         return found
+
+    def growing(self) -> list[Sequence]:
+        """The decoding sequences whose next token does not fit their blocks."""
+        size = self.block_size
+        bucket = self.buckets[self.tick % size]
+        return [sequence for sequence in bucket.values() if sequence.context >= len(sequence.blocks) * size]
 
     # -- places ---------------------------------------------------------------------------------------------------
 

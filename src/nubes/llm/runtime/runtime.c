@@ -103,9 +103,10 @@ INLINE void finish(int op, int rows, vf acc[][2], float *out, long stride, int p
     }
 }
 
-INLINE void one_tile(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row, int op, float *out, long stride, int p) {
+INLINE void one_tile(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row, int op, float *out, long stride, int p,
+                     soon next) {
     vf acc[ROWS][2];
-    multiply_kind(rows, m, panel, kind, in, row, acc);
+    multiply_kind(rows, m, panel, kind, in, row, next, acc);
     finish(op, rows, acc, out + row * stride, stride, p, m->outputs);
 }
 
@@ -128,7 +129,10 @@ static void multiply(engine *e, int t, const matrix *m, const inputs *in, int ro
             }
             for (int i = 0; i < tiles; i++) {
                 const int row = start + count * i / tiles, n = start + count * (i + 1) / tiles - row;
-                FOR_ROWS(n, one_tile(N, m, panel, kind, in, row, op, out, stride, p))
+                const long lines = group_bytes(m->kind) / 64, share_of = (lines + tiles - 1) / tiles, done = i * share_of;
+                const soon next = {m->data + (p + 1) * panel_bytes(m) + done * 64 * (m->inputs / GROUP),
+                                   (int)(p + 1 == end || done >= lines ? 0 : share_of)};
+                FOR_ROWS(n, one_tile(N, m, panel, kind, in, row, op, out, stride, p, next))
             }
         }
     }
