@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nubes.drivers.sim.stages import Stages
 from nubes.llm.load import StepModel
 from nubes.llm.scheduler import Scheduler
 from nubes.llm.sequence import DECODE, Sequence
@@ -30,14 +31,13 @@ if TYPE_CHECKING:
 class Instance:
     """A scheduler and the hardware under it. `block_s`: seconds to move a block to host memory, or back.
 
-    `stages`: when each stage of a pipeline is free. As many instances share that list as there are stages: while the
-    step of one is in one stage, those of the others are in the others.
+    `stages`: the pipeline its steps pass through, where there is one; `pipelined` makes the instances that share it.
     """
 
     scheduler: Scheduler
     model: StepModel
     block_s: float = 0.0
-    stages: list[float] | None = None
+    stages: Stages | None = None
     step: Step | None = None
     ends: dict[int, list[Sequence]] = field(default_factory=dict)  # decode step -> who gets its last token in it
     fresh: list[tuple[float, Sequence]] = field(default_factory=list)  # who joined the decodes since their last step
@@ -57,6 +57,7 @@ class Served:
 
     workload: LLMWorkload
     arrived_s: NDArray[np.float64]
+    begun_s: NDArray[np.float64]  # when the first of its prompt was computed; inf: never
     first_s: NDArray[np.float64]
     end_s: NDArray[np.float64]
     instance: NDArray[np.int32]
@@ -82,6 +83,12 @@ class Served:
     @property
     def latency_s(self) -> NDArray[np.float64]:
         return np.asarray(self.end_s - self.arrived_s)
+
+
+def pipelined(model: StepModel, make: Callable[[], Scheduler]) -> list[Instance]:
+    """One instance for each step that the model's stages can have under way; they share the stages, not the memory."""
+    stages = Stages(model.stages)
+    return [Instance(make(), model, stages=stages) for _ in range(model.stages)]
 
 
 Route = Callable[[Sequence, Many[Instance], float], int]
@@ -122,6 +129,7 @@ def simulate_llm(
     return Served(
         workload,
         run.arrived_s,
+        np.array(run.begun_s),
         run.first_s,
         run.end_s,
         run.instance,
@@ -163,14 +171,6 @@ def followers(workload: LLMWorkload) -> dict[int, int]:
     return after
 
 
-def _pass(stages: list[float], now: float, took: float) -> float:
-    """A step enters a pipeline and takes `took` in each stage: when it has passed the last."""
-    for at, free in enumerate(stages):
-        now = max(now, free) + took
-        stages[at] = now
-    return now
-
-
 class _Run:
     def __init__(
         self, workload: LLMWorkload, instances: Many[Instance], route: Route,
@@ -188,6 +188,7 @@ class _Run:
             (at_s, at) for at, at_s in reversed(list(enumerate(workload.arrival_s.tolist()))) if at not in later
         ]
         self.arrived_s = np.full(n, nan)
+        self.begun_s = [inf] * n
         self.first_s = np.full(n, nan)
         self.end_s = np.full(n, nan)
         self.instance = np.full(n, -1, np.int32)
@@ -261,15 +262,21 @@ class _Run:
             return False
         instance.step = step
         load = step.load
-        took = instance.model.seconds(load) if load.prefill_rows or load.decodes else 0.0
-        if load.moved:
-            took += load.moved * instance.block_s
-            for sequence in step.resumed:
-                self._expect(instance, sequence)
-                instance.fresh.append((sequence.paused_s, sequence))
+        begun = at = now + load.moved * instance.block_s
+        if load.prefill_rows or load.decodes:
+            for each in instance.scheduler.batching.passes(step, instance.scheduler.state):
+                took = instance.model.seconds(each)
+                instance.busy_s += took
+                at = at + took if instance.stages is None else instance.stages.run(begun, took)
+        for chunk in step.chunks:
+            if now < self.begun_s[chunk.sequence.id]:
+                self.begun_s[chunk.sequence.id] = now
+        for sequence in step.resumed:
+            self._expect(instance, sequence)
+            instance.fresh.append((sequence.paused_s, sequence))
         instance.steps += 1
-        instance.busy_s += took
-        heappush(self.heap, (now + took if instance.stages is None else _pass(instance.stages, now, took), number))
+        instance.busy_s += begun - now
+        heappush(self.heap, (at, number))
         return True
 
     def _expect(self, instance: Instance, sequence: Sequence) -> None:
