@@ -45,11 +45,16 @@ def place(runtime: Any, adapter: Adapter, free: list[int]) -> Placed:
     blocks = [free.pop() for _ in range(adapter.blocks(values))]
     for nth, block in enumerate(blocks):
         runtime.place(adapter, nth, block)
-    return Placed(adapter, blocks, values)
+    return own(Placed(adapter, blocks, values), adapter)
+
+
+def own(placed: Any, adapter: Adapter) -> Any:
+    placed.adapter = adapter
+    return placed
 
 
 def mixture(
-    draw: random.Random, count: int, placed: list[Placed | None], free: list[int]
+    draw: random.Random, count: int, placed: list[Any], free: list[int]
 ) -> tuple[Rows, list[int], Any]:
     """Sequences of one to nine rows, each of some adapter or none; the rows, the tokens, and who owns which."""
     parts, owners, counts = [], [], []
@@ -78,7 +83,7 @@ def test_every_row_is_as_with_merged_weights(seed: int) -> None:
     adapters.append(random_adapter("some", SHAPE, 8, seed, targets=("q_proj", "v_proj")))
     for name, runtime in runtimes(base).items():
         free = random.Random(seed).sample(range(BLOCKS), BLOCKS)
-        placed: list[Placed | None] = [None, *(place(runtime, adapter, free) for adapter in adapters)]
+        placed: list[Any] = [None, *(place(runtime, adapter, free) for adapter in adapters)]
         rows, text, who = mixture(random.Random(seed), 8, placed, free)
         outputs = np.arange(len(text), dtype=np.int32)
         got = np.asarray(runtime.step(np.array(text, np.int32), rows, outputs))
@@ -126,14 +131,14 @@ def test_one_product_against_numpy(half: bool, seed: int) -> None:
     dtype = np.float16 if half else np.float32
     pool = np.zeros((400, 1, 2, 3, 16 * 64), dtype)
     free = draw.permutation(400).tolist()
-    owners: list[Placed | None] = [None]
+    owners: list[Any] = [None]
     for rank in (8, 16, 32, 64):
         adapter = random_adapter("a", shape, rank, seed, dtype)
         blocks = [free.pop() for _ in range(adapter.blocks(pool[0].size))]
         for nth, block in enumerate(blocks):
             piece = adapter.piece(nth, pool[0].size)
             pool[block].reshape(-1)[: piece.size] = piece
-        owners.append(Placed(adapter, blocks, pool[0].size))
+        owners.append(own(Placed(adapter, blocks, pool[0].size), adapter))
     who = [owners[i] for i in draw.integers(0, len(owners), 14)]
     counts = draw.integers(1, 8, 14).tolist()
     parts = segments(who, counts)

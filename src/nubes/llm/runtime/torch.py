@@ -139,15 +139,14 @@ class TorchRuntime:
             return y
         at, (inputs, outputs) = TARGETS.index(target), sizes(self.shape)[target]
         for first, count, placed in zip(rows.lora.first, rows.lora.rows, rows.lora.placed, strict=True):
-            adapter = placed.adapter
-            a, b, page = adapter.layout.a[at], adapter.layout.b[at], adapter.layout.page
+            a, b, page = placed.layout.a[at], placed.layout.b[at], placed.layout.page
             if a < 0:
                 continue
             per = self.kv[0].numel() // page
             pages = self.kv[self._index(placed.blocks)].flatten(1)[:, : per * page].reshape(-1, page)
-            mine = pages[i * adapter.rank : (i + 1) * adapter.rank]
+            mine = pages[i * placed.rank : (i + 1) * placed.rank]
             inner = x[first : first + count] @ mine[:, a : a + inputs].T
-            y[first : first + count] += adapter.scale * (inner @ mine[:, b : b + outputs])
+            y[first : first + count] += placed.scale * (inner @ mine[:, b : b + outputs])
         return y
 
     def _turn(self, x: Any, plan: dict[str, Any]) -> Any:
