@@ -32,7 +32,9 @@ class Placed:
         layout = adapter.layout
         per = per_block(layout.page, block_values)
         if len(blocks) != adapter.blocks(block_values):
-            raise UsageError(f"Adapter {adapter.name!r} takes {adapter.blocks(block_values)} blocks, not {len(blocks)}.")
+            raise UsageError(
+                f"Adapter {adapter.name!r} takes {adapter.blocks(block_values)} blocks, not {len(blocks)}."
+            )
         self.record = np.zeros((), SEGMENT)
         self.record["rank"], self.record["per_block"], self.record["page"] = adapter.rank, per, layout.page
         self.record["scale"], self.record["a"], self.record["b"] = adapter.scale, layout.a, layout.b
