@@ -53,9 +53,7 @@ def own(placed: Any, adapter: Adapter) -> Any:
     return placed
 
 
-def mixture(
-    draw: random.Random, count: int, placed: list[Any], free: list[int]
-) -> tuple[Rows, list[int], Any]:
+def mixture(draw: random.Random, count: int, placed: list[Any], free: list[int]) -> tuple[Rows, list[int], Any]:
     """Sequences of one to nine rows, each of some adapter or none; the rows, the tokens, and who owns which."""
     parts, owners, counts = [], [], []
     for _ in range(count):

@@ -57,6 +57,7 @@ class LocalEngine:
         preemption: str | None = None,
         retention: str | None = None,
         max_waiting: int = 1024,
+        store: Store | None = None,
         seed: int = 0,
     ) -> None:
         self.name = name
@@ -64,7 +65,7 @@ class LocalEngine:
         self.context = runtime.shape.context
         self.max_waiting = max_waiting
         self.runtime = runtime
-        self.store = Store(runtime)
+        self.store = store or Store(runtime)
         self._schedule = partial(
             Scheduler, runtime.blocks, block_size=runtime.block_size, batching=batching, ordering=ordering,
             preemption=preemption, retention=retention, adapters=self.store.sizes,

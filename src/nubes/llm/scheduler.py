@@ -18,7 +18,7 @@ from nubes.kernel.policy import make
 from nubes.llm.blocks import Idle
 from nubes.llm.seams import Batching, Ordering, Preemption, Retention
 from nubes.llm.sequence import DECODE, DONE, MOVING, PREFILL, SWAPPED, WAITING, Sequence
-from nubes.llm.state import State
+from nubes.llm.state import State, by_rank
 from nubes.llm.step import Chunk, Step
 
 
@@ -96,6 +96,10 @@ class Scheduler:
                 state.waiting.remove(sequence)
                 sequence.state = DONE
                 self.shed.append(sequence)
+            if self.ordering.dynamic:
+                for sequence in state.waiting:
+                    sequence.rank = self.ordering.rank(sequence, now)
+                state.waiting.sort(key=by_rank)
         step = Step()
         if state.swapped:
             self._resume(step)

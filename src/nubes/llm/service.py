@@ -27,6 +27,7 @@ class Service:
     def load(self) -> None:
         """Reads and packs the weights. Forks share them, and none of them starts a thread before its first step."""
         from nubes.llm.checkpoint import load
+        from nubes.llm.lora.store import Store
         from nubes.llm.opening import open_runtime
 
         spec = self.spec
@@ -35,6 +36,9 @@ class Service:
         self.runtime: Runtime = open_runtime(
             self.checkpoint, spec.format, spec.device, spec.threads or None, spec.kv_memory_bytes
         )
+        self.store = Store(self.runtime)
+        for name, path in spec.adapters.items():
+            self.store.load(name, path)
         _warm(self.tokens)
 
     @enter()
@@ -51,6 +55,7 @@ class Service:
             preemption=spec.preemption or None,
             retention=spec.retention or None,
             max_waiting=spec.max_waiting,
+            store=self.store,
         )
 
     @exit()
