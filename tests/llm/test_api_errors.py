@@ -245,6 +245,62 @@ def test_a_client_that_reads_no_further(client: Any, engine: FakeEngine) -> None
     assert within(5, lambda: not engine.running)
 
 
+def scope(path: str, body: dict[str, Any], root: str = "") -> tuple[dict[str, Any], Any]:
+    """A request as a server would hand it over, whose client stays."""
+    messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await asyncio.Event().wait()
+
+    where = {"type": "http", "method": "POST", "path": path, "root_path": root, "query_string": b"", "headers": []}
+    return {**where, "http_version": "1.1", "scheme": "http", "server": ("x", 80), "client": ("x", 1)}, receive
+
+
+def test_a_server_that_cancels_the_app() -> None:
+    engine = FakeEngine()
+    engine.hold_after = 1
+
+    async def run() -> None:
+        asked, receive = scope(CHAT, {"model": "fake", "messages": user("hello"), "stream": True})
+        chunks: asyncio.Queue[Any] = asyncio.Queue()
+        task = asyncio.ensure_future(app({"fake": engine})(asked, receive, chunks.put))
+        while b"delta" not in (await chunks.get()).get("body", b""):
+            pass
+        assert engine.running
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not engine.running
+
+    asyncio.run(run())
+    assert engine.left.is_set()
+
+
+@pytest.mark.parametrize(("path", "key"), [(CHAT, "error"), ("/v1/messages", "type"), ("/v1/nowhere", "error")])
+def test_below_another_path(path: str, key: str) -> None:
+    async def run() -> list[Any]:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        asked, receive = scope(
+            "/mine/llm" + path, {"model": "other", "messages": user("x"), "max_tokens": 1}, "/mine/llm"
+        )
+        await app({"fake": FakeEngine()})(asked, receive, send)
+        return sent
+
+    start, body = asyncio.run(run())
+    assert start["status"] == 404
+    told = json.loads(body["body"])
+    assert next(iter(told)) == key
+    assert (b"x-request-id" in dict(start["headers"])) is True
+    if path != "/v1/nowhere":
+        assert "There are: fake." in told["error"]["message"]
+
+
 def test_one_failing_stream_ends_the_others() -> None:
     closed = []
 

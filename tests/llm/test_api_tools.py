@@ -6,7 +6,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nubes.llm.api.tools import CLOSE, OPEN, CallDelta, Hermes
@@ -72,6 +72,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(NAMES, st.dictionaries(st.text(max_size=5), VALUES, max_size=3)), max_size=3), st.data())
 def test_what_is_written_is_read(wanted: list[tuple[str, dict[str, object]]], data: st.DataObject) -> None:
     said = "\n".join(
@@ -84,6 +85,7 @@ def test_what_is_written_is_read(wanted: list[tuple[str, dict[str, object]]], da
     assert [(name, json.loads(arguments)) for name, arguments in calls] == wanted
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(

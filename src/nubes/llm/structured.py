@@ -1,7 +1,7 @@
 """Structured output: which tokens may come next if the text is to follow a grammar.
 
-`llguidance` does the work: it is one compiled wheel that depends on nothing, and computes a mask in some tens of
-microseconds. `xgrammar`, which other engines use first, requires torch, transformers and triton to be installed.
+`llguidance` does the work: it is one compiled wheel that depends on nothing, and its masks take microseconds where the
+grammar has been before. `xgrammar`, which other engines use first, requires torch, transformers and triton.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class _Compiler:
         try:
             from llguidance import LLTokenizer
         except ImportError:
-            raise UsageError("Structured output needs llguidance.", "Run `pip install llguidance`.") from None
+            raise UsageError("Structured output needs llguidance.", "Run `pip install 'nubes[llm]'`.") from None
         self.tokens = tokens
         self.vocab = tokens.vocab
         self.ends = np.zeros(self.vocab, np.bool_)

@@ -121,27 +121,12 @@ def simulate_llm(
     collecting = gc.isenabled()
     gc.disable()  # what a step drops is not cyclic
     try:
-        run = _Run(workload, instances, route, watch)
+        run = Run(workload, instances, route, watch)
         now = run.through(until_s)
     finally:
         if collecting:
             gc.enable()
-    return Served(
-        workload,
-        run.arrived_s,
-        np.array(run.begun_s),
-        run.first_s,
-        run.end_s,
-        run.instance,
-        run.cached,
-        np.array(run.gaps_s),
-        np.array(run.gap_counts, np.int64),
-        sum(i.steps for i in instances),
-        sum(i.busy_s for i in instances),
-        sum(i.scheduler.preemptions for i in instances),
-        now,
-        perf_counter() - begun,
-    )
+    return run.served(now, perf_counter() - begun)
 
 
 def keys_of(workload: LLMWorkload, at: int, block_size: int) -> list[object]:
@@ -152,7 +137,7 @@ def keys_of(workload: LLMWorkload, at: int, block_size: int) -> list[object]:
     if workload.blocks is not None:
         per = workload.block_tokens // block_size
         keys: list[object] = [id * per + nth for id in workload.blocks[at] for nth in range(per)]
-        return keys[: int(workload.prompt[at]) // block_size]
+        return keys if workload.whole_blocks else keys[: int(workload.prompt[at]) // block_size]
     if workload.session is not None:
         session = int(workload.session[at])
         return [(session, nth) for nth in range(int(workload.prompt[at] + workload.output[at]) // block_size)]
@@ -171,7 +156,9 @@ def followers(workload: LLMWorkload) -> dict[int, int]:
     return after
 
 
-class _Run:
+class Run:
+    """The loop of `simulate_llm`, and what it has measured so far."""
+
     def __init__(
         self, workload: LLMWorkload, instances: Many[Instance], route: Route,
         watch: Callable[[Instance, float], None] | None,
@@ -188,14 +175,34 @@ class _Run:
             (at_s, at) for at, at_s in reversed(list(enumerate(workload.arrival_s.tolist()))) if at not in later
         ]
         self.arrived_s = np.full(n, nan)
-        self.begun_s = [inf] * n
+        self.begun_s: dict[int, float] = {}
         self.first_s = np.full(n, nan)
         self.end_s = np.full(n, nan)
         self.instance = np.full(n, -1, np.int32)
         self.cached = np.zeros(n, np.int64)
         self.gaps_s = array("d")
         self.gap_counts = array("q")
+        self.lost_s = 0.0  # between giving way and the next token, or the return from host memory
         self.heap: list[tuple[float, int]] = []  # when each busy instance's step ends
+
+    def served(self, now: float, took_s: float) -> Served:
+        instances = self.instances
+        return Served(
+            self.workload,
+            self.arrived_s,
+            np.array([self.begun_s.get(at, inf) for at in range(len(self.first_s))]),
+            self.first_s,
+            self.end_s,
+            self.instance,
+            self.cached,
+            np.array(self.gaps_s),
+            np.array(self.gap_counts, np.int64),
+            sum(i.steps for i in instances),
+            sum(i.busy_s for i in instances),
+            sum(i.scheduler.preemptions for i in instances),
+            now,
+            took_s,
+        )
 
     def through(self, until_s: float) -> float:
         """The loop: the next arrival or the next end of a step; at one time arrivals go first."""
@@ -225,10 +232,11 @@ class _Run:
             if not self._begin(number, now):
                 idle.add(number)
 
-    def _arrive(self, at: int, now: float) -> int:
+    def _sequence(self, at: int, now: float) -> Sequence:
         workload = self.workload
         size = self.instances[0].scheduler.state.block_size
-        sequence = Sequence(
+        self.arrived_s[at] = now
+        return Sequence(
             at,
             int(workload.prompt[at]),
             int(workload.output[at]),
@@ -238,7 +246,9 @@ class _Run:
             session=str(workload.session[at]) if workload.session is not None else "",
             adapter=str(workload.adapter[at]) if workload.adapter is not None else "",
         )
-        self.arrived_s[at] = now
+
+    def _arrive(self, at: int, now: float) -> int:
+        sequence = self._sequence(at, now)
         number = self.route(sequence, self.instances, now) if len(self.instances) > 1 else 0
         scheduler = self.instances[number].scheduler
         if scheduler.fits(sequence):
@@ -269,9 +279,9 @@ class _Run:
                 instance.busy_s += took
                 at = at + took if instance.stages is None else instance.stages.run(begun, took)
         for chunk in step.chunks:
-            if now < self.begun_s[chunk.sequence.id]:
-                self.begun_s[chunk.sequence.id] = now
+            self.begun_s.setdefault(chunk.sequence.id, now)
         for sequence in step.resumed:
+            self.lost_s += now - sequence.paused_s
             self._expect(instance, sequence)
             instance.fresh.append((sequence.paused_s, sequence))
         instance.steps += 1
@@ -288,14 +298,15 @@ class _Run:
         else:
             expected.append(sequence)
 
-    def _end(self, instance: Instance, now: float) -> None:
+    def _end(self, instance: Instance, now: float) -> list[Sequence]:
+        """A step is done. Those that got their last token in it."""
         step, scheduler = instance.step, instance.scheduler
         assert step is not None
         state = scheduler.state
         ended: list[Sequence] = []
         if step.decodes:
             for sequence in instance.ends.pop(state.tick + 1, ()):
-                if sequence.state == DECODE and sequence.generated + 1 == sequence.foreseen:
+                if sequence.state == DECODE and sequence.generated + 1 == sequence.foreseen and sequence not in ended:
                     ended.append(sequence)
             others = step.load.decodes
             for token_s, sequence in instance.fresh:
@@ -313,6 +324,7 @@ class _Run:
                 self.first_s[sequence.id] = now
                 self.cached[sequence.id] = sequence.cached
             else:  # it had given way
+                self.lost_s += now - sequence.paused_s
                 self.gaps_s.append(now - sequence.paused_s)
                 self.gap_counts.append(1)
             if sequence.generated >= sequence.foreseen:
@@ -328,3 +340,4 @@ class _Run:
         instance.step = None
         if self.watch is not None:
             self.watch(instance, now)
+        return ended
