@@ -21,6 +21,7 @@ from nubes.kernel.errors import Overloaded, UsageError
 from nubes.llm.choice import Choice, Job
 from nubes.llm.content import BlockKeys
 from nubes.llm.errors import ContextTooLong
+from nubes.llm.host import HostMemory
 from nubes.llm.live import Stats, Tokens
 from nubes.llm.ragged import ragged
 from nubes.llm.scheduler import Scheduler
@@ -65,6 +66,7 @@ class LocalEngine:
             preemption=preemption, retention=retention,
         )  # fmt: skip
         self.scheduler = self._schedule()
+        self._host = HostMemory(runtime, len(self.scheduler.state.host))
         self._rng = np.random.default_rng(seed)
         self._inbox: deque[tuple[str, Job]] = deque()
         self._wake = threading.Condition()
@@ -237,8 +239,13 @@ class LocalEngine:
             job = self._choices[chunk.sequence.id].job
             if job.queued_s is None:
                 job.queued_s = begun - job.request.arrived_s
+        if step.load.moved:
+            self._host.move(step.loads, step.saves)
         if step.copies:
             runtime.copy_blocks(step.copies)
+        if not step.chunks and not step.decodes:
+            scheduler.complete(step, monotonic())
+            return
         tokens, rows, outputs, heads = ragged(step, scheduler.state, lambda sequence: self._choices[sequence.id].text)
         logits = runtime.step(tokens, rows, outputs)
         self._counts.steps += 1
