@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
-from nubes.llm.sequence import DECODE, PREFILL, SWAPPED, WAITING
+from nubes.llm.sequence import DECODE, MOVING, PREFILL, SWAPPED, WAITING
 from nubes.llm.state import State, by_rank
 
 
 def check(state: State) -> None:
     """Raises `AssertionError` if a block is lost or owned twice, a count is wrong, or a sequence is misplaced."""
     pool, size = state.pool, state.block_size
-    held = [*state.decoding.values(), *state.prefilling.values()]
+    held = [*state.decoding.values(), *state.prefilling.values(), *state.moving.values()]
     references = Counter(block for sequence in held for block in sequence.blocks)
+    references.update(block for blocks in state.reserved.values() for block in blocks)
     free = set(pool.free)
     assert len(free) == len(pool.free), "a block is free twice"
     assert not free & references.keys(), "a free block is in use"
@@ -38,6 +39,11 @@ def check(state: State) -> None:
         assert sequence.state == WAITING
         assert not sequence.blocks
     assert state.waiting == sorted(state.waiting, key=by_rank), "the queue is out of order"
+    for sequence in state.moving.values():
+        assert sequence.state == MOVING
+        assert sequence.context == sequence.known - 1
+        assert sequence.lane is None, "a sequence on its way still grows"
+    assert not state.reserved.keys() & {sequence.id for sequence in held}, "a sequence is here and on its way here"
     hosts = [block for sequence in state.swapped.values() for block in sequence.host]
     assert len(set(hosts) | set(state.host)) == len(hosts) + len(state.host), "a host block is owned twice"
     assert all(sequence.state == SWAPPED for sequence in state.swapped.values())

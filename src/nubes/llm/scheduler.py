@@ -16,7 +16,7 @@ from typing import cast
 from nubes.kernel.policy import make
 from nubes.llm.blocks import Idle
 from nubes.llm.seams import Batching, Ordering, Preemption, Retention
-from nubes.llm.sequence import DECODE, DONE, PREFILL, SWAPPED, WAITING, Sequence
+from nubes.llm.sequence import DECODE, DONE, MOVING, PREFILL, SWAPPED, WAITING, Sequence
 from nubes.llm.state import State
 from nubes.llm.step import Chunk, Step
 
@@ -230,6 +230,10 @@ class Scheduler:
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
+    def take(self, blocks: int) -> list[int]:
+        """Blocks for what is no sequence of the batch."""
+        return self.state.pool.take(blocks, self._victims)
+
     def _victims(self, idle: dict[int, Idle], count: int) -> Iterable[int]:
         return self.retention.victims(idle, count, self._now)
 
@@ -247,6 +251,9 @@ class Scheduler:
         if sequence.state == DECODE:
             state.leave(sequence, DONE)
             self._register(sequence)
+        elif sequence.state == MOVING:
+            del state.moving[sequence.id]
+            sequence.leave(DONE)
         else:
             del state.prefilling[sequence.id]
             sequence.leave(DONE)

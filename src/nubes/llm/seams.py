@@ -12,8 +12,10 @@ from nubes.kernel.policy import Policy, decision, seam
 
 if TYPE_CHECKING:
     from nubes.llm.blocks import Idle
+    from nubes.llm.load import Load
     from nubes.llm.sequence import Sequence
     from nubes.llm.state import State
+    from nubes.llm.step import Step
 
 
 class Batch:
@@ -41,6 +43,10 @@ class Batching(Policy):
     def reserve(self, sequence: Sequence) -> int:
         """Tokens an admitted sequence gets room for; it grows by blocks beyond that."""
         return sequence.known
+
+    def passes(self, step: Step, state: State) -> list[Load]:
+        """What an engine of this kind runs through its model for a step, one after the other, padding included."""
+        return [step.load]
 
 
 @seam("ordering", default="fcfs")

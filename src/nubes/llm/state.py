@@ -29,6 +29,8 @@ class State:
         self.prefilling: dict[int, Sequence] = {}  # admitted, their prompts not done
         self.decoding: dict[int, Sequence] = {}
         self.swapped: dict[int, Sequence] = {}
+        self.moving: dict[int, Sequence] = {}  # stopped, and keep their blocks until another engine has them
+        self.reserved: dict[int, list[int]] = {}  # blocks for sequences that are on their way here
         self.tick = 0  # decode steps so far
         self.decode_context = 0  # KV tokens the decodes will read in the next step, their own included
         self.buckets: list[dict[int, Sequence]] = [{} for _ in range(block_size)]

@@ -17,7 +17,7 @@ import platformdirs
 from nubes.kernel.errors import Unavailable
 
 _HERE = Path(__file__).parent
-_SOURCES = ("runtime.c", "pack.c", "measure.c", "pool.c")
+_SOURCES = ("runtime.c", "lora.c", "pack.c", "measure.c", "pool.c")
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-pthread")
 
 

@@ -65,13 +65,20 @@ INLINE void multiply_f(const int rows, const float *a, long lda, const float *b,
     }
 }
 
-INLINE void multiply_q(const int rows, const int kind, const inputs *in, long row, const uint8_t *panel, int groups, vf acc[][2]) {
+/* What is needed after this tile: so many lines of 64 bytes are fetched with each group. */
+typedef struct {
+    const uint8_t *at;
+    int lines;
+} soon;
+
+INLINE void multiply_q(const int rows, const int kind, const inputs *in, long row, const uint8_t *panel, int groups, soon next, vf acc[][2]) {
     const long k = (long)groups * GROUP;
     const int8_t *q = in->q + row * k;
     const long first = row * groups;
     for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = splat(0);
     for (int g = 0; g < groups; g++, q += GROUP, panel += group_bytes(kind)) {
         const uint8_t *w = panel + (kind == INT8 ? 64 : 128);
+        for (int i = 0; i < next.lines; i++, next.at += 64) __builtin_prefetch(next.at, 0, 2);
         vi s[ROWS][2];
         for (int r = 0; r < rows; r++) s[r][0] = s[r][1] = splat_i(kind == INT8 ? in->bias[first + r * groups + g] : 0);
         for (int step = 0; step < 8; step++) {
@@ -110,12 +117,12 @@ INLINE void multiply_q(const int rows, const int kind, const inputs *in, long ro
 }
 
 /* One panel's product with rows `row` ... `row + rows - 1`; the compiler makes one kernel for each number of rows. */
-INLINE void multiply_kind(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row, vf acc[][2]) {
+INLINE void multiply_kind(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row, soon next, vf acc[][2]) {
     switch (kind) {
     case FP32: multiply_f(rows, in->f + row * m->inputs, m->inputs, (const float *)panel, PANEL, m->inputs, acc); break;
-    case INT8: multiply_q(rows, INT8, in, row, panel, m->inputs / GROUP, acc); break;
-    case INT4: multiply_q(rows, INT4, in, row, panel, m->inputs / GROUP, acc); break;
-    default: multiply_q(rows, WIDE4, in, row, panel, m->inputs / GROUP, acc);
+    case INT8: multiply_q(rows, INT8, in, row, panel, m->inputs / GROUP, next, acc); break;
+    case INT4: multiply_q(rows, INT4, in, row, panel, m->inputs / GROUP, next, acc); break;
+    default: multiply_q(rows, WIDE4, in, row, panel, m->inputs / GROUP, next, acc);
     }
 }
 

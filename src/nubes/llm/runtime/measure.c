@@ -38,7 +38,7 @@ static void work(void *argument, int thread) {
         const inputs in = {(float *)w->memory, (int8_t *)w->memory, (float *)w->memory, (float *)w->memory, (int32_t *)w->memory};
         for (int i = 0; i < TIMES; i++) {
             if (w->what == FLOATS) multiply_f(ROWS, in.f, INNER, (const float *)w->memory, PANEL, INNER / 4, acc);
-            else multiply_q(ROWS, INT8, &in, 0, w->memory, INNER / GROUP, acc);
+            else multiply_q(ROWS, INT8, &in, 0, w->memory, INNER / GROUP, (soon){NULL, 0}, acc);
             for (int r = 0; r < ROWS; r++) total += acc[r][0] + acc[r][1];
         }
     }

@@ -103,9 +103,10 @@ INLINE void finish(int op, int rows, vf acc[][2], float *out, long stride, int p
     }
 }
 
-INLINE void one_tile(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row, int op, float *out, long stride, int p) {
+INLINE void one_tile(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row, int op, float *out, long stride, int p,
+                     soon next) {
     vf acc[ROWS][2];
-    multiply_kind(rows, m, panel, kind, in, row, acc);
+    multiply_kind(rows, m, panel, kind, in, row, next, acc);
     finish(op, rows, acc, out + row * stride, stride, p, m->outputs);
 }
 
@@ -128,7 +129,10 @@ static void multiply(engine *e, int t, const matrix *m, const inputs *in, int ro
             }
             for (int i = 0; i < tiles; i++) {
                 const int row = start + count * i / tiles, n = start + count * (i + 1) / tiles - row;
-                FOR_ROWS(n, one_tile(N, m, panel, kind, in, row, op, out, stride, p))
+                const long lines = group_bytes(m->kind) / 64, share_of = (lines + tiles - 1) / tiles, done = i * share_of;
+                const soon next = {m->data + (p + 1) * panel_bytes(m) + done * 64 * (m->inputs / GROUP),
+                                   (int)(p + 1 == end || done >= lines ? 0 : share_of)};
+                FOR_ROWS(n, one_tile(N, m, panel, kind, in, row, op, out, stride, p, next))
             }
         }
     }
@@ -235,23 +239,34 @@ static void look(engine *e, const batch *b, int t, int layer, tile w, int kv_hea
         for (int i = 0; i < n; i++) {
             const long at = (long)(w.first + i / heads) * width + (head + i % heads) * dim, g = at / GROUP;
             if (bytes) quantise(s->o + i * dim, dim, e->a.q + at, e->a.scale + g, e->a.low + g, e->a.bias + g);
-            else memcpy(e->a.f + at, s->o + i * dim, sizeof(float) * (size_t)dim);
+            if (!bytes || b->lora) memcpy(e->a.f + at, s->o + i * dim, sizeof(float) * (size_t)dim);
         }
     }
+}
+
+/* A product of the attention half, and what its rows' adapters add: each thread to the columns that it has just made. */
+static void adapted(engine *e, const batch *b, int t, int layer, int first, int count, const matrix *w, int k, int op, float *out, int from) {
+    const int share = panels(w) - from, threads = e->m.threads;
+    if (b->lora) {
+        lora_shrink(b->lora, layer, first, count, e->a.f, k, t, threads);
+        pool_barrier(e->threads);
+    }
+    multiply(e, t, w, &e->a, b->rows, op, out, w->outputs, from, panels(w));
+    if (b->lora) lora_expand(b->lora, layer, first, count, (from + share * t / threads) * PANEL, (from + share * (t + 1) / threads) * PANEL, out, w->outputs);
 }
 
 static void one_layer(engine *e, const batch *b, int t, int layer) {
     const model *m = &e->m;
     const matrix *w = m->matrices + layer * PER_LAYER;
     const int rows = b->rows, begin = (int)((long)rows * t / m->threads), end = (int)((long)rows * (t + 1) / m->threads);
-    const int bytes = w->kind != FP32, hidden = m->hidden, qkv = (m->heads + 2 * m->kv_heads) * m->head_dim;
+    const int bytes = w->kind != FP32, hidden = m->hidden;
     const float *norms = m->norms + (long)layer * 2 * hidden;
     for (int r = begin; r < end; r++) {
         if (b->keep) memcpy(b->keep + ((long)layer * rows + r) * hidden, b->x + (long)r * hidden, sizeof(float) * (size_t)hidden);
         norm(e, b->x + (long)r * hidden, norms, r, bytes);
     }
     pool_barrier(e->threads);
-    multiply(e, t, w + QKV, &e->a, rows, PUT, e->qkv, qkv, b->project ? m->heads * m->head_dim / PANEL : 0, panels(w + QKV));
+    adapted(e, b, t, layer, Q, 3, w + QKV, hidden, PUT, e->qkv, b->project ? m->heads * m->head_dim / PANEL : 0);
     pool_barrier(e->threads);
     for (int r = begin; r < end; r++) place(e, b, layer, r);
     if (t == 0) atomic_store(&e->next, 0);
@@ -260,7 +275,7 @@ static void one_layer(engine *e, const batch *b, int t, int layer) {
     for (int i; (i = atomic_fetch_add(&e->next, 1)) < e->tile_count * m->kv_heads;)
         look(e, b, t, layer, e->tiles[e->tile_count - 1 - i / m->kv_heads], i % m->kv_heads, bytes); /* long ones first */
     pool_barrier(e->threads);
-    whole(e, t, w + OUT, &e->a, rows, ADD, b->x, hidden);
+    adapted(e, b, t, layer, O, 1, w + OUT, m->heads * m->head_dim, ADD, b->x, 0);
     pool_barrier(e->threads);
     for (int r = begin; r < end; r++) norm(e, b->x + (long)r * hidden, norms + hidden, r, bytes);
     pool_barrier(e->threads);

@@ -3,6 +3,7 @@
 #define NUBES_RUNTIME_H
 
 #include "kernels.h"
+#include "lora.h"
 
 enum { QKV, OUT, GATE_UP, DOWN, PER_LAYER };
 
@@ -27,6 +28,7 @@ typedef struct {
     const uint64_t *extra; /* or NULL */
     const int32_t *outputs;
     float *logits; /* [wanted][vocab] */
+    const lora *lora; /* NULL: no row has an adapter */
 } batch;
 
 typedef struct engine engine;

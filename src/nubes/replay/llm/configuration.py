@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from nubes.drivers.sim.llm import Instance
+from nubes.drivers.sim.stages import Stages
 from nubes.kernel.errors import UsageError
 from nubes.kernel.policy import SEAMS, find
 from nubes.llm import seams  # noqa: F401  (they are open once it is imported)
@@ -52,7 +53,7 @@ class Configuration(msgspec.Struct, frozen=True):
             raise UsageError(f"{model.name} has no room for a block of KV.", "Use a smaller block size.")
         made = []
         for _ in range(self.instances):
-            stages = [0.0] * model.stages if model.stages > 1 else None
+            stages = Stages(model.stages) if model.stages > 1 else None
             for _ in range(model.stages):
                 scheduler = Scheduler(
                     blocks, block_size=self.block_size, host_blocks=self.host_tokens // self.block_size,
