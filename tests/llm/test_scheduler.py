@@ -123,6 +123,6 @@ def test_random_days(batching: str, preemption: str) -> None:
     assert seen["forks"] > 100
     assert seen["copies"] > 100
     if batching not in CALM:
-        assert seen["preemptions"] > 100
+        assert seen["preemptions"] > 50
         assert seen["again"] > 10  # also with swaps: prompts that are not done start anew
         assert bool(seen["swaps"]) == bool(seen["saves"]) == bool(seen["resumed"]) == (preemption != "recompute")
