@@ -120,8 +120,8 @@ def test_random_days(batching: str, preemption: str) -> None:
         assert day.finished > 20
         seen += day.seen + Counter(preemptions=day.scheduler.preemptions, swaps=day.scheduler.swaps)
         assert len(set(day.scheduler.state.host)) == day.hosts, "a block of host memory is lost"
-    assert seen["forks"] > 100
-    assert seen["copies"] > 100
+    assert seen["forks"] > 50
+    assert seen["copies"] > 50
     if batching not in CALM:
         assert seen["preemptions"] > 50
         assert seen["again"] > 10  # also with swaps: prompts that are not done start anew
