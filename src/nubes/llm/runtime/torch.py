@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nubes.llm.lora.adapter import TARGETS, Adapter, sizes
 from nubes.llm.runtime.rotary import angles
 from nubes.llm.runtime.rows import Checkpoint, Ints, Rows
 
@@ -60,7 +61,8 @@ class TorchRuntime:
                 keep[i] = x
             layer = self._layers[i]
             q = self._project(i, x, rows, plan)
-            x += self._attend(i, q, plan) @ layer["self_attn.o_proj"].T
+            attended = self._attend(i, q, plan)
+            x += self._product(i, "o_proj", attended, rows)
             h = self._rms(x, layer["post_attention_layernorm"])
             gate = self._torch.nn.functional.silu(h @ layer["mlp.gate_proj"].T)
             x += (gate * (h @ layer["mlp.up_proj"].T)) @ layer["mlp.down_proj"].T
@@ -77,6 +79,10 @@ class TorchRuntime:
     def project(self, layer: int, x: Any, rows: Rows) -> None:
         rows.check(self.shape.context, self.blocks, self.block_size)
         self._project(layer, x, rows, self._plan(rows))
+
+    def place(self, adapter: Adapter, nth: int, block: int) -> None:
+        piece = adapter.piece(nth, self.kv[0].numel())
+        self.kv[block].view(-1)[: piece.size] = self._torch.as_tensor(piece).to(self.dtype)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         for source, target in pairs:
@@ -122,10 +128,27 @@ class TorchRuntime:
         """Write the layer's keys and values; return its queries [rows, heads, head_dim]."""
         layer, dim = self._layers[i], self.shape.head_dim
         h = self._rms(x, layer["input_layernorm"])
-        q, k, v = ((h @ layer[f"self_attn.{name}_proj"].T).unflatten(-1, (-1, dim)) for name in ("q", "k", "v"))
+        q, k, v = (self._product(i, name, h, rows).unflatten(-1, (-1, dim)) for name in ("q_proj", "k_proj", "v_proj"))
         self.keys[plan["blocks"], i, :, :, plan["offsets"]] = self._turn(k, plan)
         self.values[plan["blocks"], i, :, plan["offsets"]] = v
         return self._turn(q, plan)
+
+    def _product(self, i: int, target: str, x: Any, rows: Rows) -> Any:
+        """`x` times a matrix of the attention half, and what the rows' adapters add."""
+        y = x @ self._layers[i][f"self_attn.{target}"].T
+        if rows.lora is None:
+            return y
+        at, (inputs, outputs) = TARGETS.index(target), sizes(self.shape)[target]
+        for first, count, placed in zip(rows.lora.first, rows.lora.rows, rows.lora.placed, strict=True):
+            a, b, page = placed.layout.a[at], placed.layout.b[at], placed.layout.page
+            if a < 0:
+                continue
+            per = self.kv[0].numel() // page
+            pages = self.kv[self._index(placed.blocks)].flatten(1)[:, : per * page].reshape(-1, page)
+            mine = pages[i * placed.rank : (i + 1) * placed.rank]
+            inner = x[first : first + count] @ mine[:, a : a + inputs].T
+            y[first : first + count] += placed.scale * (inner @ mine[:, b : b + outputs])
+        return y
 
     def _turn(self, x: Any, plan: dict[str, Any]) -> Any:
         cosine, sine = plan["angles"]
