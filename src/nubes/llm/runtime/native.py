@@ -38,7 +38,7 @@ class _Batch(ctypes.Structure):
     _fields_ = (
         *((name, _I) for name in ("rows", "first", "last", "project", "wanted", "unused")),
         *((name, _P) for name in ("tokens", "x", "keep", "positions", "slots", "visible", "sequence", "tables")),
-        *((name, _P) for name in ("table_start", "extra", "outputs", "logits")),
+        *((name, _P) for name in ("table_start", "extra", "outputs", "logits", "lora")),
     )
 
 
