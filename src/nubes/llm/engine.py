@@ -23,6 +23,7 @@ from nubes.kernel.errors import Overloaded, UsageError
 from nubes.llm.choice import Choice, Job
 from nubes.llm.content import BlockKeys
 from nubes.llm.errors import ContextTooLong
+from nubes.llm.host import HostMemory
 from nubes.llm.live import Stats, Tokens
 from nubes.llm.lora.paging import Fill
 from nubes.llm.lora.segments import Placed
@@ -36,6 +37,7 @@ from nubes.llm.step import Step
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from nubes.llm.recording import Recorder
     from nubes.llm.runtime.rows import Runtime
 
 SHED = "The engine is overloaded: the request was refused while it waited."
@@ -59,11 +61,13 @@ class LocalEngine:
         max_waiting: int = 1024,
         store: Store | None = None,
         seed: int = 0,
+        recorder: Recorder | None = None,
     ) -> None:
         self.name = name
         self.tokens = tokens
         self.context = runtime.shape.context
         self.max_waiting = max_waiting
+        self.recorder = recorder  # told of every step and answer
         self.runtime = runtime
         self.store = store or Store(runtime)
         self._schedule = partial(
@@ -71,6 +75,7 @@ class LocalEngine:
             preemption=preemption, retention=retention, adapters=self.store.sizes,
         )  # fmt: skip
         self.scheduler = self._schedule()
+        self._host = HostMemory(runtime, len(self.scheduler.state.host))
         self._rng = np.random.default_rng(seed)
         self._inbox: deque[tuple[str, Job]] = deque()
         self._wake = threading.Condition()
@@ -183,23 +188,28 @@ class LocalEngine:
             if self._stopping:
                 self._fail("abort", "The engine was stopped.", [job for _, job in inbox])
                 return
+            begun = monotonic()
             try:
                 for what, job in inbox:
                     self._arrive(job) if what == "arrive" else self._cancel(job)
-                self._turn()
+                step = self._turn()
+                if step is not None and self.recorder is not None:
+                    self.recorder.step(step.load, monotonic() - begun)
             except Exception as error:  # whatever it was, nobody waits for ever, and the next request finds an engine
                 traceback.print_exc()
                 self._fail("error", f"The engine failed: {type(error).__name__}.", [job for _, job in inbox])
                 self.scheduler = self._schedule()
             self._progress_s = monotonic()
 
-    def _turn(self) -> None:
+    def _turn(self) -> Step | None:
+        """The next step, if there is one."""
         step = self.scheduler.compose(monotonic())
         for sequence in self.scheduler.shed:
             self._drop(sequence, "abort", SHED)
         self.scheduler.shed.clear()
         if step is not None:
             self._step(step)
+        return step
 
     def _arrive(self, job: Job) -> None:
         if job.gone:
@@ -239,6 +249,8 @@ class LocalEngine:
         for choice in job.choices:
             if self._choices.pop(choice.sequence.id, None) is not None:
                 self.scheduler.cancel(choice.sequence, monotonic())
+                if self.recorder is not None:
+                    self.recorder.request(choice.sequence, monotonic(), "abort")
 
     def _drop(self, sequence: Sequence, finish: Finish, why: str) -> None:
         """Nothing more comes of a sequence that the scheduler has let go of."""
@@ -261,6 +273,8 @@ class LocalEngine:
             job = self._choices[chunk.sequence.id].job
             if job.queued_s is None:
                 job.queued_s = begun - job.request.arrived_s
+        if step.load.moved:
+            self._host.move(step.loads, step.saves)
         if step.copies:
             runtime.copy_blocks(step.copies)
         filling = self._filler.submit(self._fill, step.fills) if step.fills else None
@@ -315,6 +329,8 @@ class LocalEngine:
             if delta.finish is not None:
                 self.scheduler.finish(sequence, now)
                 del self._choices[sequence.id]
+                if self.recorder is not None:
+                    self.recorder.request(sequence, now, delta.finish)
         self._counts.generation_tokens += len(told)
         self._tell(told)
 

@@ -30,7 +30,7 @@ class Scheduler:
         blocks: int,
         *,
         block_size: int = 16,
-        host_blocks: int = 0,
+        host_blocks: int | None = None,
         batching: str | Batching | None = None,
         ordering: str | Ordering | None = None,
         preemption: str | Preemption | None = None,
@@ -43,12 +43,15 @@ class Scheduler:
         self.ordering = cast(Ordering, make("ordering", ordering))
         self.preemption = cast(Preemption, make("preemption", preemption))
         self.retention = cast(Retention, make("retention", retention))
+        if host_blocks is None:
+            host_blocks = blocks if self.preemption.swapping else 0
         self.state = State(
             blocks, block_size, host_blocks, shares=self.retention.shares, gaps=self.retention.gaps, adapters=adapters
         )
         self.ahead = ahead
         self.shed: list[Sequence] = []  # refused since they were last collected
         self.preemptions = 0
+        self.swaps = 0  # of these to host memory
         self.prefix_queries = 0  # prompt tokens looked up in the cache, and found there
         self.prefix_hits = 0
         self._now = 0.0
@@ -336,6 +339,7 @@ class Scheduler:
             if decoding and len(sequence.blocks) <= len(state.host) and self.preemption.swaps(sequence, state):
                 sequence.host = [state.host.pop() for _ in sequence.blocks]
                 step.saves += zip(sequence.blocks, sequence.host, strict=True)
+                self.swaps += 1
                 state.pool.release(sequence.blocks, sequence.session, now)
                 sequence.reset(sequence.context)
                 sequence.state = SWAPPED

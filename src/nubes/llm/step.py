@@ -24,10 +24,11 @@ class Chunk:
 
 
 class Step:
-    """What the engine is to do next, in this order: moves, copies, then the chunks and, if `decodes`, all decodes.
+    """What the engine is to do next: `loads`, `saves`, `copies`, then the chunks and, if `decodes`, all decodes.
 
-    `copies` are (from, to) blocks; `saves` are (device, host) blocks that leave, `loads` (host, device) those that
-    return with the sequences in `resumed`. `fills` are parts of adapters, for later steps: they may be copied meanwhile.
+    `loads` are (host, device) blocks that return with the sequences in `resumed`, `saves` (device, host) blocks that
+    leave, `copies` (from, to) blocks. The order matters: a step may write to what an earlier part of it has read.
+    `fills` are parts of adapters, for later steps: they may be copied meanwhile.
     """
 
     __slots__ = ("chunks", "copies", "decodes", "fills", "load", "loads", "resumed", "saves")

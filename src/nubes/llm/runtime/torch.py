@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nubes.llm.lora.adapter import TARGETS, Adapter, sizes
 from nubes.llm.runtime.rotary import angles
@@ -45,8 +46,8 @@ class TorchRuntime:
         self.kv = torch.zeros(
             (blocks, s.layers, 2, s.kv_heads, block_size * s.head_dim), dtype=self.dtype, device=device
         )
-        self.keys = self.kv[:, :, 0].unflatten(-1, (s.head_dim, block_size))
-        self.values = self.kv[:, :, 1].unflatten(-1, (block_size, s.head_dim))
+        self.keys = self.kv[:, :, 0].view(blocks, s.layers, s.kv_heads, s.head_dim, block_size)
+        self.values = self.kv[:, :, 1].view(blocks, s.layers, s.kv_heads, block_size, s.head_dim)
         self.block_bytes = self.kv[0].nbytes
 
     def embed(self, tokens: Ints) -> Any:
@@ -90,7 +91,7 @@ class TorchRuntime:
     def close(self) -> None:
         """Nothing is held that the interpreter would not free."""
 
-    def _index(self, array: Ints) -> Any:
+    def _index(self, array: NDArray[Any]) -> Any:
         return self._torch.as_tensor(array, device=self.device).long()
 
     def _rms(self, x: Any, weight: Any) -> Any:
@@ -98,7 +99,7 @@ class TorchRuntime:
         return (x * self._torch.rsqrt((x * x).mean(-1, keepdim=True) + self.shape.norm_eps)).to(self.dtype) * weight
 
     def _plan(self, rows: Rows) -> dict[str, Any]:
-        """What all layers have in common: where keys go, the angles, and for each sequence its rows, blocks and mask."""
+        """What all layers share: where keys go, the angles, and for each sequence its rows, blocks and mask."""
         torch, size = self._torch, self.block_size
         sequences = []
         for s in np.unique(rows.sequence):
@@ -110,7 +111,7 @@ class TorchRuntime:
                 bit = np.clip(slots - rows.visible[which, None], -1, 64)
                 chosen = rows.extra[which, None] >> np.clip(bit, 0, 63).astype(np.uint64) & np.uint64(1)
                 mask |= (bit >= 0) & (bit < 64) & (chosen > 0)
-            used = int(mask.any(0).nonzero()[0].max(initial=-1)) + 1
+            used = int(np.flatnonzero(mask.any(axis=0)).max(initial=-1)) + 1
             sequences.append(
                 (self._index(which), self._index(table), used, torch.as_tensor(mask[:, :used], device=self.device))
             )
