@@ -24,7 +24,7 @@ def open_engine(
     format: str = "int8",
     device: str = "auto",
     threads: int | None = None,
-    kv_memory: str | int = "1GiB",
+    kv_memory: str = "1GiB",
     **options: Any,
 ) -> LocalEngine:
     """An engine for a model that `nubes.llm.checkpoint.find` knows. `options` are those of `LocalEngine`.

@@ -135,7 +135,9 @@ def run(ctx: Context) -> Iterator[Result]:
             use[rule].append(held(ctx, rule, seed, count))
     about = f"{words(workload)} opt-13b on an A100 with room for {SLOTS:,} tokens of KV."
     yield ctx.result(OVER_MAX, [a / b for a, b in zip(rates["paged"], rates["max"], strict=True)], about, "simulated")
-    yield ctx.result(OVER_ORACLE, [a / b for a, b in zip(rates["paged"], rates["oracle"], strict=True)], about, "simulated")
+    yield ctx.result(
+        OVER_ORACLE, [a / b for a, b in zip(rates["paged"], rates["oracle"], strict=True)], about, "simulated"
+    )
     yield ctx.result(USE_MAX, use["max"], about, "simulated")
     yield ctx.result(USE_PAGED, use["paged"], about, "simulated")
     yield from prefixes(ctx, model)
