@@ -58,6 +58,7 @@ class LocalEngine:
         preemption: str | None = None,
         retention: str | None = None,
         max_waiting: int = 1024,
+        store: Store | None = None,
         seed: int = 0,
         recorder: Recorder | None = None,
     ) -> None:
@@ -67,7 +68,7 @@ class LocalEngine:
         self.max_waiting = max_waiting
         self.recorder = recorder  # told of every step and answer
         self.runtime = runtime
-        self.store = Store(runtime)
+        self.store = store or Store(runtime)
         self._schedule = partial(
             Scheduler, runtime.blocks, block_size=runtime.block_size, batching=batching, ordering=ordering,
             preemption=preemption, retention=retention, adapters=self.store.sizes,
