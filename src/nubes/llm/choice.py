@@ -17,6 +17,7 @@ from nubes.llm.spec import Delta, Request, TokenLogprob
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from nubes.llm.lora.adapter import Adapter
     from nubes.llm.structured import Constraint
 
 
@@ -31,6 +32,7 @@ class Job:
         self.left = request.n  # answers that have not ended
         self.queued_s: float | None = None  # from its arrival to the first step with it
         self.gone = False  # nobody waits any more
+        self.adapter: Adapter | None = None  # lives for as long as somebody has it
 
 
 class Choice:
@@ -98,6 +100,7 @@ class Choice:
 def _constraint(request: Request, tokens: Tokens) -> Constraint | None:
     if request.sampling.grammar is None:
         return None
+    from nubes.llm.lora.adapter import Adapter
     from nubes.llm.structured import Constraint
 
     return Constraint(request.sampling.grammar, tokens)
