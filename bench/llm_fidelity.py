@@ -113,7 +113,8 @@ def main() -> None:
         checkpoint = load(MODEL)
         runtime = open_runtime(checkpoint, options.format)
     except NubesError as error:
-        sys.exit(str(error))
+        print(f"Not measured: {error}", file=sys.stderr)
+        return
     folder = Path(tempfile.mkdtemp(prefix="nubes-llm-fidelity-"))
     for name in ("warm", "backlog"):
         backlog = asyncio.run(serve(checkpoint, runtime, Live(1.0, folder / name), float("inf"), BACKLOG, 1))
