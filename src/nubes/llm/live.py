@@ -53,15 +53,27 @@ class Tokens(Protocol):
         ...
 
 
+class Deltas(Protocol):
+    """What a request gets, as it comes. `aclose` at any time: whoever waits no longer holds nothing."""
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    async def __anext__(self) -> Delta: ...
+
+    async def aclose(self) -> None: ...
+
+
 class Engine(Protocol):
     """A model that generates. `generate` may be left at any time: what the request held is free at once."""
 
     name: str
     context: int  # tokens a prompt and its answer may have together
     tokens: Tokens
-    adapters: Sequence[str]
 
-    def generate(self, request: Request) -> AsyncIterator[Delta]:
+    @property
+    def adapters(self) -> Sequence[str]: ...
+
+    def generate(self, request: Request) -> Deltas:
         """Deltas of all `n` choices as they come. Raises `UsageError`, `ContextTooLong` or `Overloaded` at once."""
         ...
 
