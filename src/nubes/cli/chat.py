@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -95,6 +96,7 @@ def serve(
     api_key: Annotated[str, typer.Option(envvar="NUBES_API_KEY", help="Ask for this key.")] = "",
     vllm_metrics: Annotated[bool, typer.Option(help="Metrics under vLLM's names as well.")] = False,
     threads: Annotated[int, typer.Option(min=0, help="0: all cores.")] = 0,
+    record: Annotated[Path | None, typer.Option(help="Write all steps and answers to a file, for replays.")] = None,
 ) -> None:
     """Serve one model under OpenAI's and Anthropic's APIs, without a cloud around it."""
     import uvicorn
@@ -109,6 +111,10 @@ def serve(
         ordering=ordering or None, preemption=preemption or None, retention=retention or None, max_waiting=max_waiting,
         adapters=dict(_named(text) for text in adapter),
     )  # fmt: skip
+    if record is not None:
+        from nubes.llm.recording import record as begin
+
+        begin(engine, record)
     served = app({engine.name: engine}, keys={api_key: ""} if api_key else None, vllm_metrics=vllm_metrics)
     print(f"{engine.name} answers at http://{host}:{sock.getsockname()[1]}/v1", flush=True)
     uvicorn.Server(uvicorn.Config(served, log_level="error", access_log=False, lifespan="off")).run([sock])

@@ -9,7 +9,6 @@ import asyncio
 import threading
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,7 +23,7 @@ from nubes.llm.choice import Choice, Job
 from nubes.llm.content import BlockKeys
 from nubes.llm.errors import ContextTooLong
 from nubes.llm.host import HostMemory
-from nubes.llm.live import Stats, Tokens
+from nubes.llm.live import Deltas, Stats, Tokens
 from nubes.llm.lora.paging import Fill
 from nubes.llm.lora.segments import Placed
 from nubes.llm.lora.store import Store
@@ -90,7 +89,7 @@ class LocalEngine:
 
     # -- for those who ask ----------------------------------------------------------------------------------------
 
-    def generate(self, request: Request) -> AsyncIterator[Delta]:
+    def generate(self, request: Request) -> Deltas:
         """Deltas of all choices as they come. Raises `UsageError`, `ContextTooLong` or `Overloaded` at once."""
         self._refuse(request)
         job = Job(request, asyncio.get_running_loop())

@@ -53,6 +53,16 @@ class Tokens(Protocol):
         ...
 
 
+class Deltas(Protocol):
+    """What a request gets, as it comes. `aclose` at any time: whoever waits no longer holds nothing."""
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    async def __anext__(self) -> Delta: ...
+
+    async def aclose(self) -> None: ...
+
+
 class Engine(Protocol):
     """A model that generates. `generate` may be left at any time: what the request held is free at once."""
 
@@ -65,7 +75,7 @@ class Engine(Protocol):
         """Names of the LoRA adapters that requests may ask for."""
         ...
 
-    def generate(self, request: Request) -> AsyncIterator[Delta]:
+    def generate(self, request: Request) -> Deltas:
         """Deltas of all `n` choices as they come. Raises `UsageError`, `ContextTooLong` or `Overloaded` at once."""
         ...
 

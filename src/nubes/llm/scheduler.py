@@ -38,7 +38,7 @@ class Scheduler:
         adapters: Mapping[str, int] = {},
         ahead: int = 8,
     ) -> None:
-        """`adapters`: blocks of each LoRA adapter. Those of the next `ahead` in line are copied before it is their turn."""
+        """`adapters`: blocks of each LoRA adapter; those of the next `ahead` in line are copied before their turn."""
         self.batching = cast(Batching, make("batching", batching))
         self.ordering = cast(Ordering, make("ordering", ordering))
         self.preemption = cast(Preemption, make("preemption", preemption))
