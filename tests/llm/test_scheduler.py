@@ -21,6 +21,7 @@ BATCHINGS = [
     "orca(reserve=paged)",
     "static(reserve=oracle)",
 ]
+RETENTIONS = ["lru", "none", "pensieve(chunk=4)", "pensieve(by=lru,low=1)", "pensieve(by=conversation,batch=3)"]
 
 
 class Day:
@@ -46,8 +47,9 @@ class Day:
         family = self.draw.randint(0, 3)
         keys = [(family, at) if at < 5 else (family, self.count, at) for at in range((prompt + limit) // self.size)]
         sequence = Sequence(
-            self.count * 8, prompt, limit, arrived_s=self.now, keys=keys, width=self.draw.choice([1, 1, 1, 3])
-        )
+            self.count * 8, prompt, limit, arrived_s=self.now, keys=keys, width=self.draw.choice([1, 1, 1, 3]),
+            session=str(family),
+        )  # fmt: skip
         if self.scheduler.fits(sequence):
             self.scheduler.arrive(sequence, self.now)
             self.alive[sequence.id] = sequence
@@ -86,7 +88,7 @@ class Day:
 @pytest.mark.parametrize("preemption", ["recompute", "swap", "cheaper(row_s=1,block_s=1)"])
 def test_random_days(batching: str, preemption: str) -> None:
     for seed in range(12):
-        day = Day(seed, batching, preemption, random.Random(seed).choice(["lru", "none"]))
+        day = Day(seed, batching, preemption, random.Random(seed).choice(RETENTIONS))
         for _ in range(150):
             while day.draw.random() < 0.4:
                 day.arrive()

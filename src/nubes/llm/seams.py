@@ -82,8 +82,17 @@ class Retention(Policy):
 
     shares: ClassVar[bool] = True  # whether KV is kept for others at all
     gaps: ClassVar[bool] = False  # whether KV is of use when some before it is gone: what is missing is computed again
+    tiered: ClassVar[bool] = False  # whether what nobody uses is kept in host memory, too, where there is some
 
     @decision
     def victims(self, idle: Mapping[int, Idle], count: int, now: float) -> Iterable[int]:
-        """`count` of the idle blocks; they stand in the order in which they fell idle."""
+        """`count` of the idle blocks, or more; they stand in the order in which they fell idle.
+
+        With `tiered` it is also asked for those in host memory, in the order in which they came there.
+        """
         return [block for block, _ in zip(idle, range(count), strict=False)]
+
+    @decision
+    def copies(self, state: State, now: float) -> Iterable[int]:
+        """Idle blocks to copy to host memory now. They stay where they are, until somebody wants their place."""
+        return ()

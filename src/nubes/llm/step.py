@@ -23,10 +23,10 @@ class Chunk:
 
 
 class Step:
-    """What the engine is to do next, in this order: moves, copies, then the chunks and, if `decodes`, all decodes.
+    """What the engine is to do next: loads, saves, copies, in this order, then the chunks and, if `decodes`, all decodes.
 
-    `copies` are (from, to) blocks; `saves` are (device, host) blocks that leave, `loads` (host, device) those that
-    return with the sequences in `resumed`.
+    `copies` are (from, to) blocks; `saves` are (device, host) blocks that leave or are copied ahead of time, `loads`
+    (host, device) those that return: with the sequences in `resumed`, or because a prompt was found there.
     """
 
     __slots__ = ("chunks", "copies", "decodes", "load", "loads", "resumed", "saves")

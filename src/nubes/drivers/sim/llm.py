@@ -28,11 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Instance:
-    """A scheduler and the hardware under it. `block_s`: seconds to move a block to host memory, or back."""
+    """A scheduler and the hardware under it. `block_s`: seconds to move a block to host memory, or back.
+
+    With `overlap` blocks move beside the computation, layer by layer and both ways at once, and a step takes as long as
+    the slowest of the three; otherwise the computation waits for them.
+    """
 
     scheduler: Scheduler
     model: StepModel
     block_s: float = 0.0
+    overlap: bool = False
     step: Step | None = None
     ends: dict[int, list[Sequence]] = field(default_factory=dict)  # decode step -> who gets its last token in it
     fresh: list[tuple[float, Sequence]] = field(default_factory=list)  # who joined the decodes since their last step
@@ -250,7 +255,10 @@ class _Run:
         load = step.load
         took = instance.model.seconds(load) if load.prefill_rows or load.decodes else 0.0
         if load.moved:
-            took += load.moved * instance.block_s
+            if instance.overlap:
+                took = max(took, max(len(step.loads), len(step.saves)) * instance.block_s)
+            else:
+                took += load.moved * instance.block_s
             for sequence in step.resumed:
                 self._expect(instance, sequence)
                 instance.fresh.append((sequence.paused_s, sequence))
