@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from collections.abc import Sequence as Many
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nubes.llm.runtime.rows import Runtime
+    from nubes.llm.seams import Retention
     from nubes.llm.structured import Constraint
 
 MAX_WIDTH = 128  # answers to one prompt
@@ -83,7 +84,8 @@ class LocalEngine:
         batching: str | None = None,
         ordering: str | None = None,
         preemption: str | None = None,
-        retention: str | None = None,
+        retention: str | Retention | None = None,
+        host_blocks: int = 0,
         max_waiting: int = 1024,
         seed: int = 0,
     ) -> None:
@@ -93,7 +95,9 @@ class LocalEngine:
         self.adapters: Many[str] = ()
         self.max_waiting = max_waiting
         self.runtime = runtime
-        self._policies = {
+        self.host_blocks = host_blocks
+        self._host = host_memory(runtime, host_blocks)
+        self._policies: dict[str, Any] = {
             "batching": batching, "ordering": ordering, "preemption": preemption, "retention": retention
         }  # fmt: skip
         self.scheduler = self._schedule()
@@ -109,7 +113,9 @@ class LocalEngine:
         self._stopping = False
 
     def _schedule(self) -> Scheduler:
-        return Scheduler(self.runtime.blocks, block_size=self.runtime.block_size, **self._policies)
+        return Scheduler(
+            self.runtime.blocks, block_size=self.runtime.block_size, host_blocks=self.host_blocks, **self._policies
+        )  # fmt: skip
 
     def draw(self) -> int:
         return int(self._rng.integers(1 << 32))
@@ -278,6 +284,10 @@ class LocalEngine:
             job = self._choices[chunk.sequence.id].job
             if job.queued_s is None:
                 job.queued_s = begun - job.request.arrived_s
+        for host, device in step.loads:
+            runtime.kv[device] = self._host[host]
+        for device, host in step.saves:
+            self._host[host] = runtime.kv[device]
         if step.copies:
             runtime.copy_blocks(step.copies)
         tokens, rows, outputs, heads = ragged(step, scheduler.state, lambda sequence: self._choices[sequence.id].tokens)
@@ -376,6 +386,14 @@ class LocalEngine:
             except RuntimeError:  # the loop is closed: nobody waits any more
                 for job, _ in batch:
                     self._send("cancel", job)
+
+
+def host_memory(runtime: Runtime, blocks: int) -> Any:
+    """Room for as many KV blocks in host memory."""
+    shape = (blocks, *runtime.kv.shape[1:])
+    if isinstance(runtime.kv, np.ndarray):
+        return np.empty(shape, runtime.kv.dtype)
+    return runtime.kv.new_empty(shape, device="cpu")
 
 
 def _hand_over(batch: list[tuple[_Job, Delta]]) -> None:

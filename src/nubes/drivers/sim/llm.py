@@ -309,6 +309,8 @@ class _Run:
                 self._expect(instance, sequence)
                 instance.fresh.append((now, sequence))
         for sequence in ended:
+            if sequence.state != DECODE:
+                continue  # it gave way and was back in time for the same step: it stands there twice
             scheduler.finish(sequence, now)
             self.end_s[sequence.id] = now
             if self.next:
