@@ -11,6 +11,7 @@ from nubes.api.declaring import Defaults, declare
 from nubes.api.decorators import install_parameters, refuse_bare
 from nubes.api.deployment import Deployment
 from nubes.api.function import Function
+from nubes.api.llm import make_llm
 from nubes.kernel.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,6 +103,26 @@ class App:
             return made
 
         return wrap
+
+    def llm(self, model: str, /, **options: Any) -> Cls:
+        """Serves an LLM under OpenAI's and Anthropic's APIs: `app.llm("smollm2-135m")`. Raises `UsageError`.
+
+        It answers at the gateway's /v1/chat/completions and their like, by its name, with the data folder's token as
+        the API key. Options, with their defaults, beside those of `function`:
+
+        name                    what it is called in the API: the model's own name
+        format="int8"           of its weights: fp32, bf16, int8 or int4
+        device="auto"           cuda if there is one, else cpu
+        threads=0               0: all cores
+        kv_memory="1GiB"        for the KV cache
+        batching, ordering, preemption, retention    policies, e.g. batching="sarathi(budget=256)"
+        max_waiting=1024        requests that may wait; more are refused with 503
+        vllm_metrics=False      metrics under vLLM's names as well
+        min_instances=1, max_instances=1
+        """
+        made = make_llm(model, options, self._defaults, self.deployment)
+        self.functions[made.name] = made
+        return made
 
     def local_entrypoint(self, raw: Any = None, /) -> Callable[[F], F]:
         """Marks a function that runs here, with `nubes run FILE`, and calls the cloud from there."""

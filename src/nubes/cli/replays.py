@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import sys
-from collections.abc import Callable, Iterator
 from math import inf
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from nubes import ids
-from nubes.cli import output
+from nubes.cli import llms, output
 from nubes.cli.options import Data, Json, folder
+from nubes.cli.progress import Html, progress_bar, write_page
 from nubes.kernel.errors import NotFound, UsageError
 from nubes.kernel.units import size_bytes
 
-Progress = Callable[[float, str], None]
 Trace = Annotated[
     str,
     typer.Argument(
@@ -27,28 +23,13 @@ Trace = Annotated[
         help="A folder, a name below NUBES_TRACES, or a generator. Left out: what this nubes recorded.",
     ),
 ]
-Html = Annotated[Path | None, typer.Option(help="Write a page with the distributions drawn.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many times, with other random draws, what a trace leaves open.")]
 
 
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Progress | None]:
-    """A bar on standard error, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=1.0)
-        yield lambda share, what: progress.update(task, completed=share, description=what)
+FUNCTION_OPTIONS = ("keep_alive", "queueing", "cold_start", "cpu", "memory")
+LLM_OPTIONS = (
+    "batching", "ordering", "preemption", "retention", "instances", "block_size", "slo", "rate", "until", "price",
+)  # fmt: skip
 
 
 def _workload(trace: str, data: str | None, seeds: int) -> Any:
@@ -65,6 +46,7 @@ def _workload(trace: str, data: str | None, seeds: int) -> Any:
 
 
 def replay(
+    ctx: typer.Context,
     trace: Trace = "",
     keep_alive: Annotated[
         str, typer.Option(help="Policies to compare, with commas between.")
@@ -75,12 +57,29 @@ def replay(
     memory: Annotated[
         str | None, typer.Option(help='Memory to give out, e.g. "64GiB".', show_default="unlimited")
     ] = None,
+    llm: llms.Llm = "",
+    batching: llms.Batching = "",
+    ordering: llms.Ordering = "",
+    preemption: llms.Preemption = "",
+    retention: llms.Retention = "",
+    instances: llms.Instances = "1",
+    block_size: llms.BlockSize = "16",
+    slo: llms.Slo = "",
+    rate: llms.Rate = None,
+    until: llms.Until = None,
+    price: llms.Price = None,
     seeds: Seeds = 1,
     html: Html = None,
     data: Data = None,
     json: Json = False,
 ) -> None:
     """Replay a workload under other policies, in virtual time, and compare them."""
+    llm = llm or llms.recorded(trace)
+    _one_kind(ctx, bool(llm))
+    if llm:
+        chosen_llms = llms.chosen(llm, batching, ordering, preemption, retention, instances, block_size, price)
+        llms.replay(trace, chosen_llms, slo, rate, until, seeds, html, json)
+        return
     from nubes.kernel.policy import split
     from nubes.replay import configurations
     from nubes.replay import replay as run
@@ -95,7 +94,7 @@ def replay(
     if html is not None:
         from nubes.replay.page import html as page
 
-        _write(html, page(report))
+        write_page(html, page(report))
     if json:
         output.as_json(report.to_dict())
         return
@@ -106,11 +105,15 @@ def replay(
         print(f"The page is {html}.")
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}.", "Choose another file with --html.") from None
+def _one_kind(ctx: typer.Context, llm: bool) -> None:
+    """Options of functions and those of LLMs are not mixed."""
+    others = FUNCTION_OPTIONS if llm else LLM_OPTIONS
+    for name in others:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            flag = f"--{name.replace('_', '-')}"
+            hint = "Leave it out, or leave out --llm." if llm else "Name a step model with --llm."
+            raise UsageError(f"{flag} is for replays of {'functions' if llm else 'LLMs'}.", hint)
 
 
 def why(
@@ -153,7 +156,7 @@ def try_policy(
     if html is not None:
         from nubes.replay.verdict import trial_html
 
-        _write(html, trial_html(trial))
+        write_page(html, trial_html(trial))
     if json:
         output.as_json(trial.to_dict())
         return

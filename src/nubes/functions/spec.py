@@ -82,6 +82,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     batching: Batching | None = None
     schedule: Schedule | None = None
     web: Web | None = None
+    model: str = ""  # the LLM it serves, by the name that requests give
     endpoints: dict[str, Web] = {}  # of a class: its methods that are reached over HTTP
     environment: str = ""  # id of a built image; "": the interpreter nubes itself runs in
     env: dict[str, str] = {}

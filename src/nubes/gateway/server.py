@@ -32,13 +32,14 @@ from nubes.gateway import openapi
 from nubes.gateway.api import Api
 from nubes.gateway.health import Health
 from nubes.gateway.metrics import Metrics
+from nubes.gateway.models import Models
 from nubes.gateway.problems import Problem, of_error
 from nubes.gateway.web import WebEndpoints
 from nubes.kernel.errors import NubesError
 
 GRACE_S = 30  # how long requests under way may take when the server stops
 _REQUEST_ID = re.compile(r"[\w.:=+/-]{1,128}")
-_GUARDED = ("/v1/", "/metrics", "/openapi.json")
+_GUARDED = ("/v1/", "/tokenize", "/detokenize", "/metrics", "/openapi.json")
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -101,6 +102,7 @@ class Gateway:
         host, port = sock.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         self._sock = sock
+        web = WebEndpoints(plane, self.check_token)
         router = Router(
             [
                 Route("/", self._root),
@@ -111,8 +113,9 @@ class Gateway:
                 Route("/metrics", self._metrics),
                 Route("/openapi.json", self._openapi),
                 Route("/docs", self._docs),
+                *Models(plane, web).routes(),
                 Mount("/v1", Router(Api(plane).routes(), redirect_slashes=False)),
-                Mount("/", WebEndpoints(plane, self.check_token)),
+                Mount("/", web),
             ],
             redirect_slashes=False,
         )

@@ -58,7 +58,8 @@ class WebEndpoints:
                 raise Problem(404, f"{root} takes no WebSockets.", code="not_found")
             await self._websocket(target, root, scope, receive, send)
         elif web.kind == "asgi":
-            await self._asgi(target, root, scope, receive, send)
+            request = Request(scope, receive)
+            await self.forward(target, root, request, await body_of(request), send)
         else:
             response = await self._function(target, web, Request(scope, receive))
             await response(scope, receive, send)
@@ -96,11 +97,10 @@ class WebEndpoints:
 
     # -- ASGI apps ------------------------------------------------------------------------------------------------
 
-    async def _asgi(self, target: Target, root: str, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        body = await body_of(request)
+    async def forward(self, target: Target, root: str, request: Request, body: bytes, send: Send) -> None:
+        """Has an app, mounted at `root`, answer a request whose body was read."""
         waiting = Waiting(self.plane)
-        waiting.submit(target, (_plain(scope, root), body), {})
+        waiting.submit(target, (_plain(request.scope, root), body), {})
         answered = asyncio.Event()
         pump = asyncio.ensure_future(self._pump(waiting, send, answered))
         try:

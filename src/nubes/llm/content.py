@@ -19,6 +19,12 @@ class BlockKeys:
         self.keys: list[object] = []
         self._last = blake2b(f"{adapter}\0{salt}".encode(), digest_size=16).digest()
 
+    def fork(self) -> BlockKeys:
+        """The same keys so far, for a list that goes on differently."""
+        other = BlockKeys(self.block_size)
+        other.keys, other._last = list(self.keys), self._last
+        return other
+
     def extend(self, tokens: Sequence[int]) -> None:
         """`tokens` are all there are by now."""
         size = self.block_size

@@ -7,69 +7,43 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
 from collections import deque
 from collections.abc import AsyncIterator
 from collections.abc import Sequence as Many
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nubes.kernel.errors import Overloaded, UsageError
-from nubes.llm.answer import Answer
+from nubes.llm.choice import Choice, Job
 from nubes.llm.content import BlockKeys
 from nubes.llm.errors import ContextTooLong
+from nubes.llm.host import HostMemory
 from nubes.llm.live import Stats, Tokens
+from nubes.llm.lora.paging import Fill
+from nubes.llm.lora.segments import Placed
+from nubes.llm.lora.store import Store
 from nubes.llm.ragged import ragged
-from nubes.llm.sampling import Sampler, likeliest, log_softmax
 from nubes.llm.scheduler import Scheduler
 from nubes.llm.sequence import DECODE, Sequence
-from nubes.llm.spec import Delta, Request, TokenLogprob
+from nubes.llm.spec import Delta, Finish, Request
 from nubes.llm.step import Step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from nubes.llm.recording import Recorder
     from nubes.llm.runtime.rows import Runtime
     from nubes.llm.seams import Retention
-    from nubes.llm.structured import Constraint
 
+SHED = "The engine is overloaded: the request was refused while it waited."
+NAN = "The model's output is not a number: this prompt, or the weights, break it."
 MAX_WIDTH = 128  # answers to one prompt
-
-
-class _Job:
-    """A request and whoever waits for its deltas."""
-
-    def __init__(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
-        self.request = request
-        self.loop = loop
-        self.deltas: asyncio.Queue[Delta] = asyncio.Queue()
-        self.choices: list[_Choice] = []
-        self.left = request.n
-        self.queued_s: float | None = None
-        self.gone = False
-
-    def put(self, delta: Delta) -> None:
-        self.deltas.put_nowait(delta)
-
-
-class _Choice:
-    """One answer: its sequence in the scheduler, its tokens, and how the next one is chosen."""
-
-    def __init__(
-        self, job: _Job, index: int, sequence: Sequence, tokens: list[int], keys: BlockKeys, engine: LocalEngine
-    ):
-        request = job.request
-        sampling = request.sampling
-        self.job = job
-        self.sequence = sequence
-        self.tokens = tokens
-        self.keys = keys
-        seed = (sampling.seed & 0xFFFFFFFF, index) if sampling.seed is not None else (engine.draw(), index)
-        self.sampler = Sampler(sampling, request.prompt, seed)
-        self.answer = Answer(index, sampling, engine.tokens, sequence.limit)
-        self.constraint: Constraint | None = engine.constraint(sampling.grammar) if sampling.grammar else None
-        self.told = False
 
 
 class LocalEngine:
@@ -85,56 +59,61 @@ class LocalEngine:
         ordering: str | None = None,
         preemption: str | None = None,
         retention: str | Retention | None = None,
-        host_blocks: int = 0,
+        host_blocks: int | None = None,
         max_waiting: int = 1024,
         seed: int = 0,
+        recorder: Recorder | None = None,
     ) -> None:
         self.name = name
         self.tokens = tokens
         self.context = runtime.shape.context
-        self.adapters: Many[str] = ()
         self.max_waiting = max_waiting
+        self.recorder = recorder  # told of every step and answer
         self.runtime = runtime
-        self.host_blocks = host_blocks
-        self._host = host_memory(runtime, host_blocks)
-        self._policies: dict[str, Any] = {
-            "batching": batching, "ordering": ordering, "preemption": preemption, "retention": retention
-        }  # fmt: skip
+        self.store = Store(runtime)
+        self._schedule = partial(
+            Scheduler, runtime.blocks, block_size=runtime.block_size, host_blocks=host_blocks, batching=batching,
+            ordering=ordering, preemption=preemption, retention=retention, adapters=self.store.sizes,
+        )  # fmt: skip
         self.scheduler = self._schedule()
+        self._host = HostMemory(runtime, self.scheduler.state.host.size)
         self._rng = np.random.default_rng(seed)
-        self._inbox: deque[tuple[str, _Job]] = deque()
+        self._inbox: deque[tuple[str, Job]] = deque()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._choices: dict[int, _Choice] = {}
-        self._jobs: set[_Job] = set()
+        self._choices: dict[int, Choice] = {}
+        self._jobs: set[Job] = set()
         self._ids = 0
         self._counts = Stats()
         self._progress_s = monotonic()
         self._stopping = False
-
-    def _schedule(self) -> Scheduler:
-        return Scheduler(
-            self.runtime.blocks, block_size=self.runtime.block_size, host_blocks=self.host_blocks, **self._policies
-        )  # fmt: skip
-
-    def draw(self) -> int:
-        return int(self._rng.integers(1 << 32))
-
-    def constraint(self, grammar: object) -> Constraint:
-        from nubes.llm.structured import Constraint
-
-        return Constraint(grammar, self.tokens)  # type: ignore[arg-type]
+        self._filler = ThreadPoolExecutor(1, f"nubes-llm-{name}-adapters")
 
     # -- for those who ask ----------------------------------------------------------------------------------------
 
     def generate(self, request: Request) -> AsyncIterator[Delta]:
         """Deltas of all choices as they come. Raises `UsageError`, `ContextTooLong` or `Overloaded` at once."""
         self._refuse(request)
-        job = _Job(request, asyncio.get_running_loop())
+        job = Job(request, asyncio.get_running_loop())
         job.request.arrived_s = monotonic()
+        if request.adapter:
+            job.adapter = self.store.get(request.adapter)
         self._jobs.add(job)
         self._send("arrive", job)
-        return self._deltas(job)
+        return _Deltas(self, job)
+
+    @property
+    def adapters(self) -> Many[str]:
+        """Names of LoRA adapters that requests may ask for."""
+        return list(self.store.names)
+
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Serves the adapter in a folder as PEFT saves it. Raises `UsageError`, `NotFound`, `BrokenModel`."""
+        self.store.load(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """No new request gets it. Raises `NotFound`."""
+        self.store.remove(name)
 
     def _refuse(self, request: Request) -> None:
         sampling, length = request.sampling, len(request.prompt)
@@ -154,21 +133,17 @@ class LocalEngine:
         if len(self._jobs) >= self.max_waiting + self.scheduler.state.running:
             raise Overloaded(f"{len(self._jobs)} requests wait or run already.", "Try again a little later.")
         if sampling.grammar is not None:
-            self.constraint(sampling.grammar)  # a bad one is an error now, not later
+            from nubes.llm.structured import check
 
-    async def _deltas(self, job: _Job) -> AsyncIterator[Delta]:
-        try:
-            while job.left:
-                delta = await job.deltas.get()
-                if delta.finish is not None:
-                    job.left -= 1
-                yield delta
-        finally:
-            self._jobs.discard(job)
-            if job.left:
-                self._send("cancel", job)
+            check(sampling.grammar, self.tokens)
 
-    def _send(self, what: str, job: _Job) -> None:
+    def _left(self, job: Job) -> None:
+        """Whoever waited for `job` does not any more."""
+        self._jobs.discard(job)
+        if job.left:
+            self._send("cancel", job)
+
+    def _send(self, what: str, job: Job) -> None:
         with self._wake:
             self._inbox.append((what, job))
             if self._thread is None:
@@ -214,68 +189,83 @@ class LocalEngine:
             if self._stopping:
                 self._fail("abort", "The engine was stopped.", [job for _, job in inbox])
                 return
-            for what, job in inbox:
-                self._arrive(job) if what == "arrive" else self._cancel(job)
-            step = self.scheduler.compose(monotonic())
-            for sequence in self.scheduler.shed:
-                self._drop(sequence, "abort", "The engine is overloaded: the request was refused while it waited.")
-            self.scheduler.shed.clear()
-            if step is None:
-                continue
+            begun = monotonic()
             try:
-                self._step(step)
+                for what, job in inbox:
+                    self._arrive(job) if what == "arrive" else self._cancel(job)
+                step = self._turn()
+                if step is not None and self.recorder is not None:
+                    self.recorder.step(step.load, monotonic() - begun)
             except Exception as error:  # whatever it was, nobody waits for ever, and the next request finds an engine
-                self._fail("error", f"The engine failed: {type(error).__name__}.", [])
+                traceback.print_exc()
+                self._fail("error", f"The engine failed: {type(error).__name__}.", [job for _, job in inbox])
                 self.scheduler = self._schedule()
             self._progress_s = monotonic()
 
-    def _arrive(self, job: _Job) -> None:
+    def _turn(self) -> Step | None:
+        """The next step, if there is one."""
+        step = self.scheduler.compose(monotonic())
+        for sequence in self.scheduler.shed:
+            self._drop(sequence, "abort", SHED)
+        self.scheduler.shed.clear()
+        if step is not None:
+            self._step(step)
+        return step
+
+    def _arrive(self, job: Job) -> None:
         if job.gone:
             return
         request, sampling = job.request, job.request.sampling
         limit = self.context - len(request.prompt)
         if sampling.max_tokens is not None:
             limit = min(limit, sampling.max_tokens)
-        keys = BlockKeys(self.runtime.block_size, request.cache_salt, request.adapter)
+        adapter = job.adapter.key if job.adapter is not None else ""
+        keys = BlockKeys(self.runtime.block_size, request.cache_salt, adapter)
         keys.extend(request.prompt)
         self._ids += MAX_WIDTH
         sequence = Sequence(
             self._ids, len(request.prompt), limit, arrived_s=request.arrived_s, keys=keys.keys, width=request.n,
-            priority=request.priority, user=request.user, session=request.session, adapter=request.adapter,
+            priority=request.priority, user=request.user, session=request.session, adapter=adapter,
         )  # fmt: skip
         if not self.scheduler.fits(sequence):
-            sequence.limit = self.runtime.blocks * self.runtime.block_size // request.n - len(request.prompt)
+            blocks = self.runtime.blocks - self.store.sizes.get(adapter, 0)
+            sequence.limit = blocks * self.runtime.block_size // request.n - len(request.prompt)
             if sampling.max_tokens is not None or not self.scheduler.fits(sequence) or sequence.limit < 1:
                 size = self.runtime.blocks * self.runtime.block_size
-                job_error = (
-                    f"{request.n} answers of {len(request.prompt)} + {limit} tokens do not fit the KV memory of {size}."
-                )
-                self._tell([(job, Delta(index, finish="error", error=job_error)) for index in range(request.n)])
+                why = f"{request.n} x {len(request.prompt)} + {limit} tokens do not fit the KV memory of {size}."
+                self._tell([(job, Delta(index, finish="error", error=why)) for index in range(request.n)])
                 return
-        choice = _Choice(job, 0, sequence, list(request.prompt), keys, self)
+        choice = Choice(job, 0, sequence, list(request.prompt), keys, self.tokens, self._seed(job))
         job.choices.append(choice)
         self._choices[sequence.id] = choice
         self._counts.prompt_tokens += len(request.prompt)
         self.scheduler.arrive(sequence, monotonic())
 
-    def _cancel(self, job: _Job) -> None:
+    def _seed(self, job: Job) -> int:
+        seed = job.request.sampling.seed
+        return int(self._rng.integers(1 << 32)) if seed is None else seed & 0xFFFFFFFF
+
+    def _cancel(self, job: Job) -> None:
         job.gone = True
         for choice in job.choices:
             if self._choices.pop(choice.sequence.id, None) is not None:
                 self.scheduler.cancel(choice.sequence, monotonic())
+                if self.recorder is not None:
+                    self.recorder.request(choice.sequence, monotonic(), "abort")
 
-    def _drop(self, sequence: Sequence, finish: str, why: str) -> None:
+    def _drop(self, sequence: Sequence, finish: Finish, why: str) -> None:
         """Nothing more comes of a sequence that the scheduler has let go of."""
         choice = self._choices.pop(sequence.id)
         job = choice.job
         width = job.request.n if len(job.choices) == 1 else 1
         first = choice.answer.index
-        self._tell([(job, Delta(first + n, finish=finish, error=why)) for n in range(width)])  # type: ignore[arg-type]
+        self._tell([(job, Delta(first + n, finish=finish, error=why)) for n in range(width)])
 
-    def _fail(self, finish: str, why: str, jobs: list[_Job]) -> None:
+    def _fail(self, finish: Finish, why: str, jobs: list[Job]) -> None:
         for choice in list(self._choices.values()):
             self._drop(choice.sequence, finish, why)
-        self._tell([(job, Delta(n, finish=finish, error=why)) for job in jobs for n in range(job.request.n)])  # type: ignore[arg-type]
+        new = [job for job in jobs if not job.choices]
+        self._tell([(job, Delta(n, finish=finish, error=why)) for job in new for n in range(job.request.n)])
 
     def _step(self, step: Step) -> None:
         scheduler, runtime = self.scheduler, self.runtime
@@ -284,39 +274,43 @@ class LocalEngine:
             job = self._choices[chunk.sequence.id].job
             if job.queued_s is None:
                 job.queued_s = begun - job.request.arrived_s
-        for host, device in step.loads:
-            runtime.kv[device] = self._host[host]
-        for device, host in step.saves:
-            self._host[host] = runtime.kv[device]
+        if step.load.moved:
+            self._host.move(step.loads, step.saves)
         if step.copies:
             runtime.copy_blocks(step.copies)
-        tokens, rows, outputs, heads = ragged(step, scheduler.state, lambda sequence: self._choices[sequence.id].tokens)
-        logits = runtime.step(tokens, rows, outputs)
+        filling = self._filler.submit(self._fill, step.fills) if step.fills else None
+        tokens, rows, outputs, heads = ragged(
+            step, scheduler.state, lambda sequence: self._choices[sequence.id].text, self._placed
+        )
+        try:
+            logits = runtime.step(tokens, rows, outputs) if len(tokens) else np.zeros((0, 1), np.float32)
+        finally:
+            if filling is not None:
+                filling.result()
         self._counts.steps += 1
         started = scheduler.complete(step, monotonic())
         for sequence in started:
             if sequence.id not in self._choices:
-                self._branch(sequence)
+                parent = self._choices[sequence.group]
+                self._choices[sequence.id] = parent.fork(sequence, self._seed(parent.job))
         places = {sequence.id: at for at, sequence in enumerate(heads)}
         for sequence in started:  # a fork has the logits of the sequence it was forked from
             places.setdefault(sequence.id, places.get(sequence.group, 0))
         fresh = {sequence.id for sequence in started}
         self._emit([s for s in heads if s.id not in fresh] + started, logits, places)
 
-    def _branch(self, sequence: Sequence) -> None:
-        """Another answer to a prompt that is done."""
-        parent = self._choices[sequence.group]
-        job = parent.job
-        keys = BlockKeys(self.runtime.block_size)
-        keys.keys, keys._last = sequence.keys, parent.keys._last  # type: ignore[assignment]
-        choice = _Choice(job, sequence.id - sequence.group, sequence, list(parent.tokens), keys, self)
-        job.choices.append(choice)
-        self._choices[sequence.id] = choice
+    def _placed(self, key: str) -> Placed:
+        return self.store.placed(key, self.scheduler.state.adapters.held[key])
+
+    def _fill(self, fills: Many[Fill]) -> None:
+        """Adapters for later steps, copied while this one runs."""
+        for key, nth, block in fills:
+            self.runtime.place(self.store.of(key), nth, block)
 
     def _emit(self, sequences: list[Sequence], logits: NDArray[np.float32], places: dict[int, int]) -> None:
         """Chooses a token for every sequence that has logits, and tells whoever waits."""
         now = monotonic()
-        told: list[tuple[_Job, Delta]] = []
+        told: list[tuple[Job, Delta]] = []
         finite = np.isfinite(logits.sum(axis=1))  # a NaN anywhere in a row makes its sum one
         for sequence in sequences:
             choice = self._choices.get(sequence.id)
@@ -326,11 +320,9 @@ class LocalEngine:
             if not finite[row]:
                 sequence.keys = ()
                 self.scheduler.finish(sequence, now)
-                self._drop(
-                    sequence, "error", "The model's output was not a number: the prompt or its weights break it."
-                )
+                self._drop(sequence, "error", NAN)
                 continue
-            delta = self._choose(choice, logits[row])
+            delta = choice.next(logits[row])
             if not choice.told:
                 choice.told = True
                 delta.cached, delta.queued_s = sequence.cached, choice.job.queued_s
@@ -338,46 +330,14 @@ class LocalEngine:
             if delta.finish is not None:
                 self.scheduler.finish(sequence, now)
                 del self._choices[sequence.id]
+                if self.recorder is not None:
+                    self.recorder.request(sequence, now, delta.finish)
         self._counts.generation_tokens += len(told)
         self._tell(told)
 
-    def _choose(self, choice: _Choice, row: NDArray[np.float32]) -> Delta:
-        sampler, answer, constraint = choice.sampler, choice.answer, choice.constraint
-        sampling = sampler.sampling
-        logprob: TokenLogprob | None = None
-        if sampler.plain and constraint is None and not sampling.min_tokens:
-            token = int(row.argmax())
-        else:
-            row = row.copy()
-            sampler.adjust(row)
-            if constraint is not None:
-                row[~constraint.mask()] = -np.inf
-            if answer.count < sampling.min_tokens:
-                row[[*self.tokens.eos, *sampling.stop_token_ids]] = -np.inf
-            token = sampler.choose(row)
-            if sampling.logprobs is not None:
-                logprob = self._logprob(log_softmax(row), token, sampling.logprobs)
-            if constraint is not None:
-                constraint.advance(token)
-        sampler.said(token)
-        choice.tokens.append(token)
-        choice.keys.extend(choice.tokens)
-        delta = answer.push(token, logprob)
-        if delta.finish is None and constraint is not None and constraint.done:
-            delta.finish = answer.finish = "stop"
-        return delta
-
-    def _logprob(self, logprobs: NDArray[np.float32], token: int, count: int) -> TokenLogprob:
-        def told(token: int) -> tuple[str, bytes]:
-            raw = self.tokens.piece(token) or self.tokens.decode([token]).encode()
-            return raw.decode("utf-8", "replace"), raw
-
-        top = tuple((other, *told(other), value) for other, value in likeliest(logprobs, count))
-        return TokenLogprob(token, *told(token), float(logprobs[token]), top)
-
-    def _tell(self, told: list[tuple[_Job, Delta]]) -> None:
+    def _tell(self, told: list[tuple[Job, Delta]]) -> None:
         """Hands deltas over to the event loops of those who wait: one call for each loop and step."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Job, Delta]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, Delta]]] = {}
         for job, delta in told:
             by_loop.setdefault(job.loop, []).append((job, delta))
         for loop, batch in by_loop.items():
@@ -388,14 +348,41 @@ class LocalEngine:
                     self._send("cancel", job)
 
 
-def host_memory(runtime: Runtime, blocks: int) -> Any:
-    """Room for as many KV blocks in host memory."""
-    shape = (blocks, *runtime.kv.shape[1:])
-    if isinstance(runtime.kv, np.ndarray):
-        return np.empty(shape, runtime.kv.dtype)
-    return runtime.kv.new_empty(shape, device="cpu")
+class _Deltas:
+    """What a request gets, as it comes. Left early, by `aclose` or by nobody holding it, the request is cancelled."""
+
+    def __init__(self, engine: LocalEngine, job: Job) -> None:
+        self._engine = engine
+        self._job = job
+
+    def __aiter__(self) -> _Deltas:
+        return self
+
+    async def __anext__(self) -> Delta:
+        job = self._job
+        if not job.left:
+            raise StopAsyncIteration
+        try:
+            delta = await job.deltas.get()
+        except BaseException:  # whoever waited was cancelled
+            await self.aclose()
+            raise
+        if delta.finish is not None:
+            job.left -= 1
+            if not job.left:
+                await self.aclose()
+        return delta
+
+    async def aclose(self) -> None:
+        if self._job in self._engine._jobs:
+            self._engine._left(self._job)
+        self._job.left = 0
+
+    def __del__(self) -> None:
+        if self._job in self._engine._jobs:
+            self._engine._left(self._job)
 
 
-def _hand_over(batch: list[tuple[_Job, Delta]]) -> None:
+def _hand_over(batch: list[tuple[Job, Delta]]) -> None:
     for job, delta in batch:
-        job.put(delta)
+        job.deltas.put_nowait(delta)

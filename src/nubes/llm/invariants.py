@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 
-from nubes.llm.sequence import DECODE, PREFILL, SWAPPED, WAITING
+from nubes.llm.sequence import DECODE, MOVING, PREFILL, SWAPPED, WAITING
 from nubes.llm.state import State, by_rank
 
 
 def check(state: State) -> None:
     """Raises `AssertionError` if a block is lost or owned twice, a count is wrong, or a sequence is misplaced."""
     pool, size = state.pool, state.block_size
-    held = [*state.decoding.values(), *state.prefilling.values()]
+    held = [*state.decoding.values(), *state.prefilling.values(), *state.moving.values()]
     references = Counter(block for sequence in held for block in sequence.blocks)
+    references.update(block for blocks in state.reserved.values() for block in blocks)
+    adapters = state.adapters
+    references.update(block for of in (adapters.held, adapters.filling) for blocks in of.values() for block in blocks)
+    users = Counter(s.adapter for s in held if adapters.size(s.adapter))
+    assert adapters.users == users, "an adapter's users are miscounted"
+    assert adapters.held.keys() == users.keys(), "an adapter is held for nobody, or not there for somebody"
+    assert adapters.blocks == sum(map(len, adapters.held.values()))
+    assert adapters.weight == sum(adapters.size(name) * count for name, count in users.items())
+    for name, blocks in adapters.held.items():
+        assert blocks == adapters.found(name), "an adapter is not where it should be found"
     free = set(pool.free)
     assert len(free) == len(pool.free), "a block is free twice"
     assert not free & references.keys(), "a free block is in use"
@@ -38,6 +48,11 @@ def check(state: State) -> None:
         assert sequence.state == WAITING
         assert not sequence.blocks
     assert state.waiting == sorted(state.waiting, key=by_rank), "the queue is out of order"
+    for sequence in state.moving.values():
+        assert sequence.state == MOVING
+        assert sequence.context == sequence.known - 1
+        assert sequence.lane is None, "a sequence on its way still grows"
+    assert not state.reserved.keys() & {sequence.id for sequence in held}, "a sequence is here and on its way here"
     host = state.host
     hosts = [block for sequence in state.swapped.values() for block in sequence.host]
     owned = [*hosts, *host.free, *host.idle]

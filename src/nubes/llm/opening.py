@@ -42,7 +42,7 @@ def open_engine(
 
 def open_runtime(
     checkpoint: Checkpoint, format: str = "int8", device: str = "auto", threads: int | None = None,
-    kv_bytes: int = 1 << 30,
+    kv_bytes: int = 1 << 30, block_size: int = BLOCK,
 ) -> Runtime:  # fmt: skip
     """What runs a checkpoint on this machine: the compiled runtime on a CPU where it can be built, else PyTorch."""
     if format not in FORMATS:
@@ -55,9 +55,9 @@ def open_runtime(
         from nubes.llm.runtime.native import NativeRuntime
 
         value_bytes = 4 if format == "fp32" else 2
-        blocks = max(1, kv_bytes // (shape.kv_values * value_bytes * BLOCK))
+        blocks = max(1, kv_bytes // (shape.kv_values * value_bytes * block_size))
         try:
-            return NativeRuntime(checkpoint, format, blocks, BLOCK, threads or len(os.sched_getaffinity(0)))
+            return NativeRuntime(checkpoint, format, blocks, block_size, threads or len(os.sched_getaffinity(0)))
         except NoCompiler:
             if format != "fp32":
                 raise
@@ -66,8 +66,8 @@ def open_runtime(
     if format in ("int8", "int4"):
         format = "bf16"  # what PyTorch runs in place of few bits
     value_bytes = 4 if format == "fp32" else 2
-    blocks = max(1, kv_bytes // (shape.kv_values * value_bytes * BLOCK))
-    return TorchRuntime(checkpoint, format, blocks, BLOCK, device)
+    blocks = max(1, kv_bytes // (shape.kv_values * value_bytes * block_size))
+    return TorchRuntime(checkpoint, format, blocks, block_size, device)
 
 
 def cuda() -> bool:

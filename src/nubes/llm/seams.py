@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING, ClassVar
 from nubes.kernel.policy import Policy, decision, seam
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from nubes.llm.blocks import Idle
+    from nubes.llm.cache.restoration import Costs, Plan
+    from nubes.llm.load import Load
     from nubes.llm.sequence import Sequence
     from nubes.llm.state import State
+    from nubes.llm.step import Step
 
 
 class Batch:
@@ -42,6 +48,10 @@ class Batching(Policy):
         """Tokens an admitted sequence gets room for; it grows by blocks beyond that."""
         return sequence.known
 
+    def passes(self, step: Step, state: State) -> list[Load]:
+        """What an engine of this kind runs through its model for a step, one after the other, padding included."""
+        return [step.load]
+
 
 @seam("ordering", default="fcfs")
 class Ordering(Policy):
@@ -64,6 +74,8 @@ class Ordering(Policy):
 @seam("preemption", default="recompute")
 class Preemption(Policy):
     """Who gives way when KV memory is out, and how it comes back."""
+
+    swapping: ClassVar[bool] = False  # whether KV may go to host memory
 
     @decision
     def victim(self, state: State, now: float) -> Sequence:
@@ -96,3 +108,30 @@ class Retention(Policy):
     def copies(self, state: State, now: float) -> Iterable[int]:
         """Idle blocks to copy to host memory now. They stay where they are, until somebody wants their place."""
         return ()
+
+
+@seam("restoration", default="tokens")
+class Restoration(Policy):
+    """How KV that was dropped comes back: what is stored of each layer, and what is computed from it."""
+
+    @decision
+    def plan(self, layers: int, costs: Costs) -> Plan:
+        """From which kind of state each layer comes back. The same plan says what of it to store."""
+        raise NotImplementedError
+
+
+@seam("fusion", default="exact")
+class Fusion(Policy):
+    """How much of a prompt is computed that is put together from texts whose KV is there, each computed alone."""
+
+    filters: ClassVar[tuple[float, ...]] = (1.0,)  # rows kept after each check layer, as multiples of the share
+
+    @decision
+    def share(self, prefill_s: float, load_s: float) -> float:
+        """The share of the texts' tokens to compute. `prefill_s`: to compute all; `load_s`: to load their KV."""
+        raise NotImplementedError
+
+    @decision
+    def select(self, deviation: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+        """`count` of the texts' tokens, by how far each one's values are from those that were stored."""
+        raise NotImplementedError

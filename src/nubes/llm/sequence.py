@@ -6,7 +6,7 @@ from collections.abc import Sequence as Keys
 from math import inf
 from typing import Protocol
 
-WAITING, PREFILL, DECODE, SWAPPED, DONE = "waiting", "prefill", "decode", "swapped", "done"
+WAITING, PREFILL, DECODE, SWAPPED, MOVING, DONE = "waiting", "prefill", "decode", "swapped", "moving", "done"
 
 
 class Lane(Protocol):
@@ -117,6 +117,17 @@ class Sequence:
     def computed(self, end: int) -> None:
         """Tokens before `end` have KV."""
         self._base = end
+
+    def again(self) -> Sequence:
+        """The same request for another engine: as far as it came, and without KV."""
+        other = Sequence(
+            self.id, self.prompt, self.limit, arrived_s=self.arrived_s, foreseen=self.foreseen, keys=self.keys,
+            width=self.width, priority=self.priority, user=self.user, session=self.session, adapter=self.adapter,
+        )  # fmt: skip
+        other._known = self.known
+        other.first_s, other.paused_s, other.preemptions = self.first_s, self.paused_s, self.preemptions
+        other.cached = self.cached
+        return other
 
     def emit(self) -> None:
         """A token was generated outside of a decode: the one after the prompt."""

@@ -107,3 +107,24 @@ class Delta(msgspec.Struct):
     error: str = ""  # why, if finish is "error" or "abort"
     cached: int = 0
     queued_s: float | None = None  # on a request's first delta: from its arrival to the first step with it
+
+
+class LLMSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """An LLM that is served. Policies are texts; "" is the seam's default."""
+
+    model: str  # a name, path or GGUF file that `nubes.llm.checkpoint.find` knows
+    name: str = ""  # what it is called in the API; "": the model's own
+    format: str = "int8"
+    device: str = "auto"
+    threads: int = 0  # 0: all cores
+    kv_memory_bytes: int = 1 << 30
+    batching: str = ""
+    ordering: str = ""
+    preemption: str = ""
+    retention: str = ""
+    max_waiting: int = 1024
+    vllm_metrics: bool = False
+
+    @property
+    def label(self) -> str:
+        return self.name or self.model

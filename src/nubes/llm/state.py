@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Mapping
 from collections.abc import Sequence as Keys
 
 from nubes.llm.blocks import BlockPool
+from nubes.llm.lora.paging import Adapters
 from nubes.llm.sequence import WAITING, Sequence
 
 
@@ -20,8 +22,12 @@ class State:
     at those only.
     """
 
-    def __init__(self, blocks: int, block_size: int, host_blocks: int = 0, *, shares: bool = True, gaps: bool = False):
+    def __init__(
+        self, blocks: int, block_size: int, host_blocks: int = 0, *, shares: bool = True, gaps: bool = False,
+        adapters: Mapping[str, int] = {},
+    ) -> None:  # fmt: skip
         self.pool = BlockPool(blocks, block_size)
+        self.adapters = Adapters(self.pool, adapters)
         self.host = BlockPool(host_blocks, block_size)  # in host memory: idle KV, and that of who gave way
         self.copied: dict[int, int] = {}  # idle block -> its copy in host memory, the oldest copy first
         self.block_size = block_size
@@ -31,6 +37,8 @@ class State:
         self.prefilling: dict[int, Sequence] = {}  # admitted, their prompts not done
         self.decoding: dict[int, Sequence] = {}
         self.swapped: dict[int, Sequence] = {}
+        self.moving: dict[int, Sequence] = {}  # stopped, and keep their blocks until another engine has them
+        self.reserved: dict[int, list[int]] = {}  # blocks for sequences that are on their way here
         self.tick = 0  # decode steps so far
         self.decode_context = 0  # KV tokens the decodes will read in the next step, their own included
         self.buckets: list[dict[int, Sequence]] = [{} for _ in range(block_size)]
@@ -51,16 +59,18 @@ class State:
     @property
     def growth(self) -> int:
         """Blocks the decodes need in their next step."""
-        bucket = self.buckets[self.tick % self.block_size]
-        size = self.block_size
-        return sum(1 for s in bucket.values() if s.context >= len(s.blocks) * size) + len(self.forked)
+        return len(self.growing()) + len(self.forked)
 
     def need(self, sequence: Sequence, tokens: int) -> int:
-        """Blocks that admitting a waiting sequence with room for `tokens` takes from those available."""
+        """Blocks that admitting a waiting sequence with room for `tokens` takes from those available.
+
+        More than there are while its adapter is not there.
+        """
         found = self.found(sequence)
         idle = self.pool.idle
         used = sum(1 for block in found if block is not None and block >= 0 and block not in idle)
-        return -(-tokens // self.block_size) - used
+        kv = -(-tokens // self.block_size) - used
+        return kv + self.adapters.need(sequence.adapter) if sequence.adapter else kv
 
     def rows(self, sequence: Sequence) -> int:
         """Rows a waiting sequence has to compute before its next token: what it knows without what is cached."""
@@ -97,6 +107,12 @@ class State:
                 break
             found.append(block)
         return found
+
+    def growing(self) -> list[Sequence]:
+        """The decoding sequences whose next token does not fit their blocks."""
+        size = self.block_size
+        bucket = self.buckets[self.tick % size]
+        return [sequence for sequence in bucket.values() if sequence.context >= len(sequence.blocks) * size]
 
     # -- places ---------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Structured output: which tokens may come next if the text is to follow a grammar.
 
-`llguidance` does the work: it is one compiled wheel that depends on nothing, and computes a mask in some tens of
-microseconds. `xgrammar`, which other engines use first, requires torch, transformers and triton to be installed.
+`llguidance` does the work: it is one compiled wheel that depends on nothing, and its masks take microseconds where the
+grammar has been before. `xgrammar`, which other engines use first, requires torch, transformers and triton.
 """
 
 from __future__ import annotations
@@ -71,8 +71,10 @@ class _Compiler:
     """A tokenizer as llguidance wants it, and the grammars compiled for it."""
 
     def __init__(self, tokens: Tokens) -> None:
-        from llguidance import LLTokenizer
-
+        try:
+            from llguidance import LLTokenizer
+        except ImportError:
+            raise UsageError("Structured output needs llguidance.", "Run `pip install 'nubes[llm]'`.") from None
         self.tokens = tokens
         self.vocab = tokens.vocab
         self.ends = np.zeros(self.vocab, np.bool_)
@@ -118,7 +120,6 @@ _NAMES = {
 def _text(grammar: Grammar) -> str:
     """The grammar as llguidance wants it. Raises `ValueError` for what is not JSON where it should be."""
     from llguidance import LLMatcher
-    from llguidance.gbnf_to_lark import any_to_lark
 
     match grammar.kind:
         case "json_object":
@@ -136,7 +137,19 @@ def _text(grammar: Grammar) -> str:
                 raise ValueError("it is to be a list of texts, at least one")
             return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(one) for one in choices))
         case "lark":
-            return LLMatcher.grammar_from_lark(any_to_lark(grammar.text))
+            return LLMatcher.grammar_from_lark(_lark(grammar.text))
+
+
+def _lark(rules: str) -> str:
+    """Rules as Lark's; those with `::=` are llama.cpp's GBNF."""
+    if "::=" not in rules:
+        return rules
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return any_to_lark(rules)
+    except Exception as error:  # of several kinds, some of them bare
+        raise ValueError(str(error)) from None
 
 
 # JSON on one line, the way models learn it: where blanks may go on forever, small models let them.

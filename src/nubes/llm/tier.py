@@ -63,7 +63,9 @@ class HostTier:
         """
         state = self.state
         pool, host, copied = state.pool, state.host, state.copied
-        blocks = list(self.retention.copies(state, now))[: host.available - len(copied)]
+        wanted = self.retention.copies(state, now)
+        blocks = [block for block in wanted if not state.adapters.owns(pool.idle[block].key)]
+        blocks = blocks[: host.available - len(copied)]
         if not blocks:
             return
         for block, copy in zip(blocks, host.take(len(blocks), partial(self._alone, now=now)), strict=True):

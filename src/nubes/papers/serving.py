@@ -27,13 +27,22 @@ def requests(ctx: Context, name: str, stand_in: str, seed: int, **options: Any) 
 
 
 def served(workload: LLMWorkload, model: StepModel, tokens: int, *, instances: int = 1, **policies: Any) -> Served:
-    """`workload` on engines with room for `tokens` of KV. Policies by seam; `retention="none"` if none is named."""
-    from nubes.drivers.sim.llm import Instance, simulate_llm
+    """`workload` on engines with room for `tokens` of KV. Policies by seam; `retention="none"` if none is named.
+
+    A model of several stages gets as many schedulers, one for each batch under way, that share the memory equally.
+    """
+    from nubes.drivers.sim.llm import Instance, pipelined, simulate_llm
     from nubes.llm.scheduler import Scheduler
 
     policies.setdefault("retention", "none")
     size = policies.setdefault("block_size", 16)
-    made = [Instance(Scheduler(tokens // size, **policies), model) for _ in range(instances)]
+
+    def make() -> Scheduler:
+        return Scheduler(tokens // size // model.stages, **policies)
+
+    made = [
+        i for _ in range(instances) for i in (pipelined(model, make) if model.stages > 1 else [Instance(make(), model)])
+    ]
     return simulate_llm(workload, made)
 
 
@@ -59,6 +68,17 @@ def normalised_s(outcome: Served) -> float:
 
     per_token = outcome.latency_s / outcome.workload.output
     return float(np.mean(per_token)) if not np.isnan(per_token).any() else float("inf")
+
+
+def tbt_s(outcome: Served, share: float = 0.99) -> float:
+    """The time between tokens that this share of all tokens keep."""
+    import numpy as np
+
+    if not len(outcome.gaps_s):
+        return 0.0
+    order = np.argsort(outcome.gaps_s)
+    upto = np.cumsum(outcome.gap_counts[order])
+    return float(outcome.gaps_s[order][np.searchsorted(upto, share * upto[-1])])
 
 
 def words(workload: LLMWorkload) -> str:

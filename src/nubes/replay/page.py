@@ -43,10 +43,10 @@ def html(report: Report) -> str:
     ]
     if report.gap is not None:
         parts.append(f"<p class='gap'><strong>How far to trust this.</strong> {escape(gap_text(report.gap))}</p>")
-    parts += [_table(rows), _order(report), _legend(rows, report.gap is not None)]
+    parts += [_table(rows), _order(report), legend([row.label for row in rows], report.gap is not None)]
     gap = report.gap
     parts += [
-        _distribution(
+        distribution(
             "Latency, from arrival to answer",
             "Share of calls that had their answer within a time. The upper part is stretched: there policies differ.",
             [(row.label, row.latency_curve) for row in rows],
@@ -54,7 +54,7 @@ def html(report: Report) -> str:
             report.calls,
             _describe(rows, "median", lambda r: show_seconds(r.measures.latency_s.p50)),
         ),
-        _distribution(
+        distribution(
             "Waiting for an instance",
             "Share of calls that got an instance within a time: latency without the calls' own work.",
             [(row.label, row.wait_curve) for row in rows],
@@ -96,19 +96,21 @@ def html(report: Report) -> str:
     return page(f"replay of {report.name}", "".join(parts))
 
 
-def _distribution(
+def distribution(
     title: str,
     text: str,
     curves: Sequence[tuple[str, Sequence[float]]],
     measured: Sequence[float] | None,
     calls: int,
     words: str,
+    of: str = "calls",
 ) -> str:
+    """Distributions of times from their quantiles; of `calls` values each. `measured` lies below the others."""
     series = [Series(label, _nines_of(curve, calls)) for label, curve in curves]
     under = Series(MEASURED, _nines_of(measured, calls)) if measured is not None else None
     shown = [*series, under] if under else series
     x = logarithmic("time", [x for s in shown for x, _ in s.points if x >= SHORTEST_S], show_seconds)
-    y = nines("share of calls", max([n for s in shown for _, n in s.points], default=1.0))
+    y = nines(f"share of {of}", max([n for s in shown for _, n in s.points], default=1.0))
     return figure(title, text, line_chart(title, words, x, y, series, under), shown)
 
 
@@ -137,16 +139,22 @@ def _nines_of(curve: Sequence[float], calls: int) -> list[Point]:
 
 def _table(rows: Sequence[Row]) -> str:
     marked = best(rows)
-    head = "".join(f"<th scope='col'>{column}</th>" for column in ("policy", *COLUMNS))
+    body = [(row.label, [(text, (row.label, i) in marked) for i, text in enumerate(cells(row))]) for row in rows]
+    return grid("policy", COLUMNS, body, f"{MEANING} The best of a column is marked.")
+
+
+def grid(
+    first: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[tuple[str, bool]]]], caption: str
+) -> str:
+    """A table: a row for each (label, cells), a cell being its text and whether it is the best of its column."""
+    head = "".join(f"<th scope='col'>{escape(column)}</th>" for column in (first, *columns))
     body = []
-    for index, row in enumerate(rows):
-        found = "".join(
-            f"<td{' class=best' if (row.label, i) in marked else ''}>{text}</td>" for i, text in enumerate(cells(row))
-        )
+    for index, (label, shown) in enumerate(rows):
+        found = "".join(f"<td{' class=best' if mark else ''}>{escape(text)}</td>" for text, mark in shown)
         swatch = f"<i class='swatch c{index % COLOURS}'></i>"
-        body.append(f"<tr data-series='{index}'><th scope='row'>{swatch}{escape(row.label)}</th>{found}</tr>")
+        body.append(f"<tr data-series='{index}'><th scope='row'>{swatch}{escape(label)}</th>{found}</tr>")
     return (
-        f"<div class='wide'><table><caption>{MEANING} The best of a column is marked.</caption>"
+        f"<div class='wide'><table><caption>{escape(caption)}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -158,11 +166,12 @@ def _order(report: Report) -> str:
     return f"<ul class='order'>{lines}</ul>"
 
 
-def _legend(rows: Sequence[Row], measured: bool) -> str:
+def legend(labels: Sequence[str], measured: bool = False) -> str:
+    """Buttons that light up one series in all charts."""
     buttons = "".join(
         f"<button type='button' data-series='{i}' aria-pressed='false'><i class='swatch c{i % COLOURS}'></i>"
-        f"{escape(row.label)}</button>"
-        for i, row in enumerate(rows)
+        f"{escape(label)}</button>"
+        for i, label in enumerate(labels)
     )
     under = f"<span><i class='swatch'></i>{MEASURED}</span>" if measured else ""
     return f"<nav class='legend' aria-label='Highlight a policy in all charts'>{buttons}{under}</nav>"

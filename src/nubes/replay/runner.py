@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nubes.kernel.errors import UsageError
 from nubes.replay.configuration import DEFAULTS, Configuration
-from nubes.replay.report import Gap, Report, gap_of, row_of
+from nubes.replay.report import Gap, Report, Result, gap_of, row_of
 
 if TYPE_CHECKING:
     from nubes.workloads.outcome import Outcome
@@ -23,8 +23,19 @@ POLL_S = 0.1
 AS_LIVE = "as it was live"
 
 
+class Task(Protocol):
+    """What a worker process is told to do."""
+
+    number: int
+    label: str
+
+    def work(self, tick: Callable[[float], None]) -> Any:
+        """Does it and returns what came of it, boiled down; `tick` is told the share that is done."""
+        ...
+
+
 class Job:
-    """One configuration over one workload: what a worker process is told to do. No configuration: as it was live."""
+    """One configuration over one workload. No configuration: as it was live."""
 
     __slots__ = ("configuration", "label", "number", "seed", "source")
 
@@ -52,6 +63,9 @@ class Job:
         controller = Functions() if self.configuration is None else self.configuration.controller()
         calls = max(1, workload.calls)
         return workload, simulate(workload, controller, controls=controls, progress=lambda done: tick(done / calls))
+
+    def work(self, tick: Callable[[float], None]) -> Result:
+        return Result.of(*self.run(tick))
 
 
 def replay(
@@ -99,8 +113,8 @@ def replay(
     return Report(name, source, calls, functions, seconds, list(seeds), rows, gap)
 
 
-def run(todo: Sequence[Job], jobs: int | None = None, progress: Progress | None = None) -> list[Any]:
-    """Carries out jobs, in processes of their own if there are several and cores for them; results in their order."""
+def run(todo: Sequence[Task], jobs: int | None = None, progress: Progress | None = None) -> list[Any]:
+    """Carries out tasks (numbered from 0), in processes of their own where there are cores; results in their order."""
     workers = min(jobs or os.cpu_count() or 1, len(todo))
     shares = [0.0] * len(todo)
 
@@ -110,7 +124,7 @@ def run(todo: Sequence[Job], jobs: int | None = None, progress: Progress | None 
             progress(sum(shares) / len(todo), todo[number].label)
 
     if workers <= 1:
-        return [work(job, lambda share, job=job: tell(job.number, share)) for job in todo]  # type: ignore[misc]
+        return [_alone(task, tell) for task in todo]
     # Forked workers share the workload's columns; where there is no safe fork they get a copy.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     ticks = context.Array("d", len(todo), lock=False)
@@ -128,11 +142,18 @@ def run(todo: Sequence[Job], jobs: int | None = None, progress: Progress | None 
         return [future.result() for future in futures]
 
 
-_todo: Sequence[Job] = ()
+def _alone(task: Task, tell: Callable[[int, float], None]) -> Any:
+    """In this process."""
+    result = task.work(lambda share: tell(task.number, share))
+    tell(task.number, 1.0)
+    return result
+
+
+_todo: Sequence[Task] = ()
 _ticks: Any = None
 
 
-def _set_up(todo: Sequence[Job], ticks: Any) -> None:
+def _set_up(todo: Sequence[Task], ticks: Any) -> None:
     global _todo, _ticks
     _todo, _ticks = todo, ticks
 
@@ -141,13 +162,4 @@ def _carry_out(number: int) -> Any:
     def tick(share: float) -> None:
         _ticks[number] = min(share, 0.999)
 
-    return work(_todo[number], tick)
-
-
-def work(job: Job, tick: Callable[[float], None]) -> Any:
-    """Runs one job and boils its outcome down to what a report needs."""
-    from nubes.replay.report import Result
-
-    workload, outcome = job.run(tick)
-    tick(1.0)
-    return Result.of(workload, outcome)
+    return _todo[number].work(tick)

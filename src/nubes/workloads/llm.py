@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FORMATS = (
     "CSVs with TIMESTAMP,ContextTokens,GeneratedTokens (Azure) or num_prefill_tokens,num_decode_tokens with or without "
-    "arrived_at (Vidur), or Mooncake's JSON lines"
+    "arrived_at (Vidur), Mooncake's JSON lines, or the recording of an LLM that served"
 )
 
 
@@ -37,6 +37,7 @@ class LLMWorkload:
     seconds: float  # its length
     blocks: tuple[tuple[int, ...], ...] | None = None
     block_tokens: int = 0
+    whole_blocks: bool = False  # whether `blocks` are full ones only, and go on with what was generated
     session: NDArray[np.int64] | None = None  # [n]
     think_s: NDArray[np.float64] | None = None  # [n], 0 for the first of a session
     adapter: NDArray[np.int64] | None = None  # [n]
@@ -135,6 +136,8 @@ def load_llm(path_or_name: str | Path, *, seed: int = 0, **options: Any) -> LLMW
     a second, `cv` how bursty they are and `n` how many there are, where the trace holds lengths alone. `seed` draws
     what a trace does not hold. Raises `NotFound` or `UsageError`.
     """
+    from nubes.llm.recording import is_recording
+    from nubes.llm.recording import read as read_recording
     from nubes.workloads.llm_synthetic import GENERATORS
     from nubes.workloads.llm_traces import read_llm
 
@@ -144,6 +147,8 @@ def load_llm(path_or_name: str | Path, *, seed: int = 0, **options: Any) -> LLMW
     if name in GENERATORS and not Path(name).exists():
         return made(GENERATORS[name], name, arguments, seed, options)
     path = _file(name)
+    if is_recording(path):
+        return made(lambda seed: read_recording(path).workload, name, arguments, seed, options)
 
     def read(
         seed: int, rate: float | None = None, cv: float | None = None, limit: int | None = None, n: int | None = None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nubes.drivers.sim.stages import Stages
 from nubes.llm.load import StepModel
 from nubes.llm.scheduler import Scheduler
 from nubes.llm.sequence import DECODE, Sequence
@@ -32,12 +33,14 @@ class Instance:
 
     With `overlap` blocks move beside the computation, layer by layer and both ways at once, and a step takes as long as
     the slowest of the three; otherwise the computation waits for them.
+    `stages`: the pipeline its steps pass through, where there is one; `pipelined` makes the instances that share it.
     """
 
     scheduler: Scheduler
     model: StepModel
     block_s: float = 0.0
     overlap: bool = False
+    stages: Stages | None = None
     step: Step | None = None
     ends: dict[int, list[Sequence]] = field(default_factory=dict)  # decode step -> who gets its last token in it
     fresh: list[tuple[float, Sequence]] = field(default_factory=list)  # who joined the decodes since their last step
@@ -57,6 +60,7 @@ class Served:
 
     workload: LLMWorkload
     arrived_s: NDArray[np.float64]
+    begun_s: NDArray[np.float64]  # when the first of its prompt was computed; inf: never
     first_s: NDArray[np.float64]
     end_s: NDArray[np.float64]
     instance: NDArray[np.int32]
@@ -82,6 +86,12 @@ class Served:
     @property
     def latency_s(self) -> NDArray[np.float64]:
         return np.asarray(self.end_s - self.arrived_s)
+
+
+def pipelined(model: StepModel, make: Callable[[], Scheduler]) -> list[Instance]:
+    """One instance for each step that the model's stages can have under way; they share the stages, not the memory."""
+    stages = Stages(model.stages)
+    return [Instance(make(), model, stages=stages) for _ in range(model.stages)]
 
 
 Route = Callable[[Sequence, Many[Instance], float], int]
@@ -114,26 +124,12 @@ def simulate_llm(
     collecting = gc.isenabled()
     gc.disable()  # what a step drops is not cyclic
     try:
-        run = _Run(workload, instances, route, watch)
+        run = Run(workload, instances, route, watch)
         now = run.through(until_s)
     finally:
         if collecting:
             gc.enable()
-    return Served(
-        workload,
-        run.arrived_s,
-        run.first_s,
-        run.end_s,
-        run.instance,
-        run.cached,
-        np.array(run.gaps_s),
-        np.array(run.gap_counts, np.int64),
-        sum(i.steps for i in instances),
-        sum(i.busy_s for i in instances),
-        sum(i.scheduler.preemptions for i in instances),
-        now,
-        perf_counter() - begun,
-    )
+    return run.served(now, perf_counter() - begun)
 
 
 def keys_of(workload: LLMWorkload, at: int, block_size: int) -> list[object]:
@@ -144,7 +140,7 @@ def keys_of(workload: LLMWorkload, at: int, block_size: int) -> list[object]:
     if workload.blocks is not None:
         per = workload.block_tokens // block_size
         keys: list[object] = [id * per + nth for id in workload.blocks[at] for nth in range(per)]
-        return keys[: int(workload.prompt[at]) // block_size]
+        return keys if workload.whole_blocks else keys[: int(workload.prompt[at]) // block_size]
     if workload.session is not None:
         session = int(workload.session[at])
         return [(session, nth) for nth in range(int(workload.prompt[at] + workload.output[at]) // block_size)]
@@ -163,7 +159,9 @@ def followers(workload: LLMWorkload) -> dict[int, int]:
     return after
 
 
-class _Run:
+class Run:
+    """The loop of `simulate_llm`, and what it has measured so far."""
+
     def __init__(
         self, workload: LLMWorkload, instances: Many[Instance], route: Route,
         watch: Callable[[Instance, float], None] | None,
@@ -180,13 +178,34 @@ class _Run:
             (at_s, at) for at, at_s in reversed(list(enumerate(workload.arrival_s.tolist()))) if at not in later
         ]
         self.arrived_s = np.full(n, nan)
+        self.begun_s: dict[int, float] = {}
         self.first_s = np.full(n, nan)
         self.end_s = np.full(n, nan)
         self.instance = np.full(n, -1, np.int32)
         self.cached = np.zeros(n, np.int64)
         self.gaps_s = array("d")
         self.gap_counts = array("q")
+        self.lost_s = 0.0  # between giving way and the next token, or the return from host memory
         self.heap: list[tuple[float, int]] = []  # when each busy instance's step ends
+
+    def served(self, now: float, took_s: float) -> Served:
+        instances = self.instances
+        return Served(
+            self.workload,
+            self.arrived_s,
+            np.array([self.begun_s.get(at, inf) for at in range(len(self.first_s))]),
+            self.first_s,
+            self.end_s,
+            self.instance,
+            self.cached,
+            np.array(self.gaps_s),
+            np.array(self.gap_counts, np.int64),
+            sum(i.steps for i in instances),
+            sum(i.busy_s for i in instances),
+            sum(i.scheduler.preemptions for i in instances),
+            now,
+            took_s,
+        )
 
     def through(self, until_s: float) -> float:
         """The loop: the next arrival or the next end of a step; at one time arrivals go first."""
@@ -216,10 +235,11 @@ class _Run:
             if not self._begin(number, now):
                 idle.add(number)
 
-    def _arrive(self, at: int, now: float) -> int:
+    def _sequence(self, at: int, now: float) -> Sequence:
         workload = self.workload
         size = self.instances[0].scheduler.state.block_size
-        sequence = Sequence(
+        self.arrived_s[at] = now
+        return Sequence(
             at,
             int(workload.prompt[at]),
             int(workload.output[at]),
@@ -229,7 +249,9 @@ class _Run:
             session=str(workload.session[at]) if workload.session is not None else "",
             adapter=str(workload.adapter[at]) if workload.adapter is not None else "",
         )
-        self.arrived_s[at] = now
+
+    def _arrive(self, at: int, now: float) -> int:
+        sequence = self._sequence(at, now)
         number = self.route(sequence, self.instances, now) if len(self.instances) > 1 else 0
         scheduler = self.instances[number].scheduler
         if scheduler.fits(sequence):
@@ -253,18 +275,23 @@ class _Run:
             return False
         instance.step = step
         load = step.load
-        took = instance.model.seconds(load) if load.prefill_rows or load.decodes else 0.0
-        if load.moved:
-            if instance.overlap:
-                took = max(took, max(len(step.loads), len(step.saves)) * instance.block_s)
-            else:
-                took += load.moved * instance.block_s
-            for sequence in step.resumed:
-                self._expect(instance, sequence)
-                instance.fresh.append((sequence.paused_s, sequence))
+        begun = at = now if instance.overlap else now + load.moved * instance.block_s
+        if load.prefill_rows or load.decodes:
+            for each in instance.scheduler.batching.passes(step, instance.scheduler.state):
+                took = instance.model.seconds(each)
+                instance.busy_s += took
+                at = at + took if instance.stages is None else instance.stages.run(begun, took)
+        for chunk in step.chunks:
+            self.begun_s.setdefault(chunk.sequence.id, now)
+        for sequence in step.resumed:
+            self.lost_s += now - sequence.paused_s
+            self._expect(instance, sequence)
+            instance.fresh.append((sequence.paused_s, sequence))
+        if instance.overlap and load.moved:
+            at = max(at, now + max(len(step.loads), len(step.saves)) * instance.block_s)
         instance.steps += 1
-        instance.busy_s += took
-        heappush(self.heap, (now + took, number))
+        instance.busy_s += begun - now
+        heappush(self.heap, (at, number))
         return True
 
     def _expect(self, instance: Instance, sequence: Sequence) -> None:
@@ -276,14 +303,15 @@ class _Run:
         else:
             expected.append(sequence)
 
-    def _end(self, instance: Instance, now: float) -> None:
+    def _end(self, instance: Instance, now: float) -> list[Sequence]:
+        """A step is done. Those that got their last token in it."""
         step, scheduler = instance.step, instance.scheduler
         assert step is not None
         state = scheduler.state
         ended: list[Sequence] = []
         if step.decodes:
             for sequence in instance.ends.pop(state.tick + 1, ()):
-                if sequence.state == DECODE and sequence.generated + 1 == sequence.foreseen:
+                if sequence.state == DECODE and sequence.generated + 1 == sequence.foreseen and sequence not in ended:
                     ended.append(sequence)
             others = step.load.decodes
             for token_s, sequence in instance.fresh:
@@ -301,6 +329,7 @@ class _Run:
                 self.first_s[sequence.id] = now
                 self.cached[sequence.id] = sequence.cached
             else:  # it had given way
+                self.lost_s += now - sequence.paused_s
                 self.gaps_s.append(now - sequence.paused_s)
                 self.gap_counts.append(1)
             if sequence.generated >= sequence.foreseen:
@@ -309,8 +338,6 @@ class _Run:
                 self._expect(instance, sequence)
                 instance.fresh.append((now, sequence))
         for sequence in ended:
-            if sequence.state != DECODE:
-                continue  # it gave way and was back in time for the same step: it stands there twice
             scheduler.finish(sequence, now)
             self.end_s[sequence.id] = now
             if self.next:
@@ -318,3 +345,4 @@ class _Run:
         instance.step = None
         if self.watch is not None:
             self.watch(instance, now)
+        return ended

@@ -9,7 +9,7 @@ from typing import Any
 
 from nubes.llm.api import sse, turns
 from nubes.llm.api.endpoint import Answer
-from nubes.llm.api.fields import Chat, NamedTool
+from nubes.llm.api.fields import Chat, NamedTool, StreamOptions
 from nubes.llm.api.problems import invalid, unsupported
 from nubes.llm.api.sampling import grammar, sampling
 from nubes.llm.api.service import Call, Model, Service, new_id
@@ -117,8 +117,8 @@ class Completion:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Chunks. Their beginning and end are the same each time; what lies between is a delta."""
-        asked, encode = self.asked, sse.encode
-        counted = asked.stream_options is not None and asked.stream_options.include_usage
+        asked, encode, options = self.asked, sse.encode, self.asked.stream_options or StreamOptions()
+        counted, always = options.include_usage, options.include_usage and options.continuous_usage_stats
         head = b"data: " + encode(self._head("chat.completion.chunk"))[:-1] + b',"choices":[{"index":'
         tail = b'}],"usage":null}\n\n' if counted else b"}]}\n\n"
         plain = not (asked.logprobs or asked.return_token_ids)
@@ -136,6 +136,8 @@ class Completion:
                     end = tail.replace(b"}]", b"}]" + prompt, 1) if prompt else tail
                     yield first + role + end
                 parts = choice.add(delta)
+                if always:
+                    tail = b'}],"usage":' + encode(self._usage()) + b"}\n\n"
                 more = b"" if plain else self._more(delta.logprobs, delta.tokens)
                 if not parts and not plain and delta.tokens:
                     parts = [""]  # the text is held back, its tokens are not

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from nubes.llm.api import sse, turns
 from nubes.llm.api.chat import LOWEST
 from nubes.llm.api.endpoint import Answer
-from nubes.llm.api.fields import Completion
+from nubes.llm.api.fields import Completion, StreamOptions
 from nubes.llm.api.problems import Problem, invalid, unsupported
 from nubes.llm.api.sampling import grammar, known, sampling
 from nubes.llm.api.service import Call, Model, Service, new_id
@@ -128,8 +128,8 @@ class Made:
         return turns.usage(sum(len(r.prompt) for r in self.requests), generated, sum(self.cached))
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        asked, encode = self.asked, sse.encode
-        counted = asked.stream_options is not None and asked.stream_options.include_usage
+        asked, encode, options = self.asked, sse.encode, self.asked.stream_options or StreamOptions()
+        counted, always = options.include_usage, options.include_usage and options.continuous_usage_stats
         head = b"data: " + encode(self.head)[:-1] + b',"choices":[{"index":'
         tail = b'}],"usage":null}\n\n' if counted else b"}]}\n\n"
         offsets = [[0] * r.n for r in self.requests]
@@ -157,6 +157,8 @@ class Made:
                     ids += b',"token_ids":' + encode(delta.tokens)
                 if not text and delta.finish is None and not delta.tokens:
                     continue
+                if always:
+                    tail = b'}],"usage":' + encode(self._usage()) + b"}\n\n"
                 ended = encode({"finish_reason": choice.finish, "stop_reason": choice.stop_reason})[1:-1]
                 yield b'%b%d,"text":%b%b%b,%b%b' % (head, index, encode(text), more, ids, ended, tail)
         if counted:

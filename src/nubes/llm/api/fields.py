@@ -45,6 +45,7 @@ class Structure(msgspec.Struct, kw_only=True):
 class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's: usage in every chunk
 
 
 class Generate(Body, kw_only=True):
@@ -88,6 +89,12 @@ GENERATE: Mapping[str, str] = {
     "use_beam_search": "Use `n` or `best_of`.",
     "prompt_logprobs": "Only generated tokens have log probabilities.",
     "truncate_prompt_tokens": "Shorten the prompt before sending it.",
+    "length_penalty": "It belongs to beam search.",
+    "bad_words": "Use `logit_bias`.",
+    "allowed_token_ids": "Use `structured_outputs`.",
+    "logits_processors": "Use `structured_outputs`.",
+    "prompt_embeds": "Prompts are texts or tokens.",
+    "skip_special_tokens": "Control tokens are no text; `return_token_ids` shows them.",
 }
 
 # Values that ask for what is done anyway, besides null, false and empty ones.
@@ -98,6 +105,8 @@ _HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "prompt_cache_retention": ("in_memory", "in-memory"),
     "thinking": ({"type": "disabled"},),
     "speed": ("standard",),
+    "length_penalty": (1.0,),
+    "skip_special_tokens": (True,),
 }
 
 
@@ -175,6 +184,9 @@ class Chat(Generate, kw_only=True):
         "web_search_options": "Give the model a tool of yours.",
         "store": "Answers are not kept; /v1/responses keeps them.",
         "verbosity": "Ask for it in the messages.",
+        "chat_template": "The model's own is used; `chat_template_kwargs` reach it.",
+        "documents": "Put them into the messages.",
+        "echo": "Use /v1/completions.",
     }
 
     messages: Annotated[list[Message], Meta(min_length=1)]

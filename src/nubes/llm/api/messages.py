@@ -238,23 +238,25 @@ class Made:
         content = [{**b, "input": _object(b["input"])} if b["type"] == "tool_use" else b for b in self.blocks]
         return sse.encode(self._head(content))
 
-    def _add(self, part: str | CallDelta) -> bool | None:
-        """Puts a part into the blocks. Whether it began one; None if nothing is to be seen of it yet."""
+    def _add(self, part: str | CallDelta) -> tuple[bool, str] | None:
+        """Puts a part into the blocks. Whether it began one, and its text; None if it is too early to tell."""
         if isinstance(part, CallDelta):
             if part.name is not None:
                 id = self.choice.calls[part.index][0].replace("call_", "toolu_")
                 self.blocks.append({"type": "tool_use", "id": id, "name": part.name, "input": part.arguments})
-                return True
+                return True, part.arguments
             self.blocks[-1]["input"] += part.arguments
-            return False
+            return False, part.arguments
         if self.blocks and self.blocks[-1]["type"] == "text":
             self.blocks[-1]["text"] += part
-            return False
-        self._blank += part
-        if self._blank.isspace():
+            return False, part
+        text = self._blank + part
+        if text.isspace():  # no block for blanks alone
+            self._blank = text
             return None
-        self.blocks.append({"type": "text", "text": self._blank})
-        return True
+        self._blank = ""
+        self.blocks.append({"type": "text", "text": text})
+        return True, text
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         begun = False
@@ -265,30 +267,23 @@ class Made:
                     begun = True
                     yield sse.event("message_start", {"message": self._head([])})
                 for part in self.choice.add(delta):
-                    new = self._add(part)
-                    if new is None:
+                    added = self._add(part)
+                    if added is None:
                         continue
+                    new, text = added
                     at = len(self.blocks) - 1
                     block = self.blocks[at]
                     if new:
                         if at:
                             yield sse.event("content_block_stop", {"index": at - 1})
-                        empty = {"input": {}} if block["type"] == "tool_use" else {"text": ""}
+                        empty: dict[str, Any] = {"input": {}} if block["type"] == "tool_use" else {"text": ""}
                         yield sse.event("content_block_start", {"index": at, "content_block": {**block, **empty}})
-                    yield _delta(at, part, self._blank if new else "")
-                    self._blank = ""
+                    kind = ("input_json_delta", "partial_json") if "input" in block else ("text_delta", "text")
+                    yield sse.event("content_block_delta", {"index": at, "delta": {"type": kind[0], kind[1]: text}})
         if self.blocks:
             yield sse.event("content_block_stop", {"index": len(self.blocks) - 1})
         yield sse.event("message_delta", {"delta": self._end(), "usage": self._usage()})
         yield sse.event("message_stop", {})
-
-
-def _delta(at: int, part: str | CallDelta, first: str) -> bytes:
-    if isinstance(part, CallDelta):
-        delta = {"type": "input_json_delta", "partial_json": part.arguments}
-    else:
-        delta = {"type": "text_delta", "text": first or part}
-    return sse.event("content_block_delta", {"index": at, "delta": delta})
 
 
 def _object(text: str) -> Any:

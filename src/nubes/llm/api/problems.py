@@ -46,7 +46,7 @@ def of_error(error: BaseException, request_id: str) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, ContextTooLong):
-        return Problem(400, str(error), "messages", "context_length_exceeded")
+        return Problem(400, str(error), code="context_length_exceeded")
     if isinstance(error, UsageError):
         return Problem(400, str(error), code="invalid_value")
     if isinstance(error, NotFound):

@@ -6,16 +6,15 @@ import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from nubes.llm.api import sse, turns
+from nubes.llm.api.asking import Item, NamedFunction, Respond, TextFormat
 from nubes.llm.api.endpoint import Answer
-from nubes.llm.api.fields import GENERATE, Generate, Part, Positive, StreamOptions
 from nubes.llm.api.items import Output, as_message
 from nubes.llm.api.problems import Problem, invalid, of_error, unsupported
 from nubes.llm.api.sampling import grammar, sampling
@@ -27,76 +26,6 @@ from nubes.llm.spec import Grammar, Request
 __all__ = ["STORED", "Respond", "Responses", "Store", "kept"]
 
 LOGPROBS = "message.output_text.logprobs"
-
-
-class Item(msgspec.Struct, kw_only=True):
-    """An item of the input: a message, a call that was made, or what came of it."""
-
-    type: str = "message"
-    role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: str | list[Part] | None = None
-    call_id: str | None = None
-    name: str | None = None
-    arguments: str | None = None
-    output: str | list[Part] | None = None
-
-
-class Function(msgspec.Struct, kw_only=True):
-    type: Literal["function"]
-    name: Annotated[str, Meta(min_length=1, max_length=128)]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class NamedFunction(msgspec.Struct, kw_only=True):
-    type: Literal["function"]
-    name: str
-
-
-class TextFormat(msgspec.Struct, kw_only=True):
-    type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
-    description: str | None = None
-    schema: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Text(msgspec.Struct, kw_only=True):
-    format: TextFormat | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
-
-
-class Reasoning(msgspec.Struct, kw_only=True):
-    effort: str | None = None
-    summary: str | None = None
-
-
-class Respond(Generate, kw_only=True):
-    unsupported = {
-        **GENERATE,
-        "background": "Keep the connection open; /v1/batches is for work that can wait.",
-        "conversation": "Use `previous_response_id`.",
-        "prompt": "Templates of prompts are not kept: send the text.",
-        "truncation": "Shorten the input before sending it.",
-        "max_tool_calls": "Tools are called by you.",
-        "context_management": "Shorten the input before sending it.",
-    }
-
-    input: str | list[Item]
-    instructions: str | None = None
-    max_output_tokens: Positive | None = None
-    previous_response_id: str | None = None
-    store: bool | None = None
-    stream_options: StreamOptions | None = None
-    text: Text | None = None
-    tools: list[Function] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
-    parallel_tool_calls: bool | None = None
-    include: list[str] | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    reasoning: Reasoning | None = None
-    metadata: dict[str, str] | None = None
 
 
 class Responses:
@@ -310,8 +239,8 @@ class Made:
                 yield event
             told = {"code": "server_error", "message": problem.message}
             yield output.event("response.failed", response=self.body("failed", told))
-            told = {"message": problem.message, "type": problem.type, "code": problem.code or "server_error"}
-            yield output.event("error", **told, param=problem.param, error=told)  # clients raise on `error`
+            told = {"message": problem.message, "code": problem.code or "server_error"}
+            yield output.event("error", **told, param=problem.param, error={**told, "type": problem.type})
             return
         status = self._status()
         for event in output.close(status):

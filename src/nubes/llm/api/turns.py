@@ -15,7 +15,6 @@ from nubes.llm.api.problems import Problem, invalid, unsupported
 from nubes.llm.api.sampling import priority
 from nubes.llm.api.service import Call, Model, new_id
 from nubes.llm.api.tools import CallDelta, Hermes
-from nubes.llm.errors import ContextTooLong
 from nubes.llm.live import Engine
 from nubes.llm.spec import Delta, Finish, Grammar, Request, Sampling, TokenLogprob
 
@@ -113,17 +112,11 @@ def tool_dicts(tools: Sequence[Tool] | None, field: str = "tools") -> list[dict[
     return list(found.values())
 
 
-_knows: dict[int, tuple[Engine, bool]] = {}
-
-
 def _knows_tools(engine: Engine) -> bool:
     """Whether the model's template does anything with tools."""
-    if id(engine) not in _knows:
-        asked = [{"role": "user", "content": "?"}]
-        tool = {"type": "function", "function": {"name": "probe", "description": "", "parameters": {"type": "object"}}}
-        text = engine.tokens.chat
-        _knows[id(engine)] = engine, text(asked) != text(asked, [tool])
-    return _knows[id(engine)][1]
+    asked = [{"role": "user", "content": "?"}]
+    tool = {"type": "function", "function": {"name": "probe", "description": "", "parameters": {"type": "object"}}}
+    return engine.tokens.chat(asked) != engine.tokens.chat(asked, [tool])
 
 
 def prompt(engine: Engine, asked: Conversation) -> str:
@@ -194,11 +187,8 @@ async def begin(
     if conversation.tools and not tooling.many and tooling.choice == "auto":
         stop = (*stop, hermes.CLOSE)  # one call is enough
     sampling = msgspec.structs.replace(sampling, grammar=grammar, stop=stop)
-    try:
-        tokens = await encoded(model.engine, prompt(model.engine, conversation))
-        return await request(model, call, asked, tokens, sampling, id=id, n=n)
-    except ContextTooLong as error:
-        raise Problem(400, str(error), "messages", "context_length_exceeded") from None
+    tokens = await encoded(model.engine, prompt(model.engine, conversation))
+    return await request(model, call, asked, tokens, sampling, id=id, n=n)
 
 
 class Choice:

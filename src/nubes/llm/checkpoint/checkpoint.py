@@ -98,8 +98,9 @@ def _gguf(name: str, path: Path) -> Checkpoint:
 def _check(path: Path, shape: Shape, weights: Weights) -> None:
     """That the tensors are those of such a decoder, no more and no less."""
     positive = (shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.ffn, shape.context)
-    if min(positive) <= 0 or shape.heads % shape.kv_heads or shape.head_dim % 2:
-        raise BrokenModel(f"{path} is damaged: its sizes make no sense: {shape}.", AGAIN)
+    sound = min(positive) > 0 and shape.heads % shape.kv_heads == 0 and shape.head_dim % 2 == 0
+    if not (sound and shape.rope_theta > 0 and shape.norm_eps >= 0):
+        raise BrokenModel(f"{path} is damaged: its shape makes no sense: {shape}.", AGAIN)
     expected: set[str] = set()
     for name, size in llama.tensors(shape):
         there = weights.shapes.get(name)

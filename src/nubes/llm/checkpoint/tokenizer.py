@@ -123,10 +123,10 @@ def from_folder(folder: Path) -> Tokenizer:
         raise BrokenModel(f"{path} is damaged: {error}.", AGAIN) from None
     settings = _settings(folder / "tokenizer_config.json")
     special = {name: _content(settings.get(name)) for name in _SPECIAL if _content(settings.get(name))}
-    ends = {backend.token_to_id(special.get("eos_token", ""))}
+    ends = [backend.token_to_id(special.get("eos_token", ""))]
     for name in ("config.json", "generation_config.json"):
         found = _settings(folder / name).get("eos_token_id")
-        ends.update(found if isinstance(found, list) else [found])
+        ends.extend(found if isinstance(found, list) else [found])
     return Tokenizer(backend, (end for end in ends if type(end) is int), special, _templates(folder, settings))
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from nubes.kernel.errors import UsageError
 from nubes.kernel.policy import Paper, policy
+from nubes.llm.load import Load
 from nubes.llm.seams import Batch, Batching
 from nubes.llm.sequence import Sequence
 from nubes.llm.state import State
+from nubes.llm.step import Step
 
 PAPER = Paper("orca", "Orca", "Orca: A Distributed Serving System for Transformer-Based Generative Models", "OSDI 2022")
 RULES = ("max", "pow2", "oracle", "paged")
@@ -53,23 +57,56 @@ class Reserving(Batching):
 
 @policy("orca", paper=PAPER)
 class Orca(Reserving):
-    """Every iteration holds whole prompts of those that fit, and one token of every running sequence."""
+    """Every iteration holds whole prompts of those that fit, and one token of every running sequence.
+
+    Without `selective` batching only sequences of one phase and one length go through the model together: an iteration
+    of all is as many passes as there are of these.
+    """
+
+    def __init__(
+        self, reserve: str = "max", max_len: int = 2048, max_seqs: int = 256, selective: bool = True
+    ) -> None:  # fmt: skip
+        super().__init__(reserve, max_len, max_seqs)
+        self.selective = selective
 
     def compose(self, state: State, now: float) -> Batch:
         return Batch(True, self.admitted(state))
+
+    def passes(self, step: Step, state: State) -> list[Load]:
+        if self.selective:
+            return [step.load]
+        prompts = Counter((chunk.start, chunk.end) for chunk in step.chunks)
+        decodes = Counter(sequence.context + 1 for sequence in state.decoding.values()) if step.decodes else {}
+        return [
+            *(Load.of([(end - start, start)] * count) for (start, end), count in prompts.items()),
+            *(Load(decodes=count, decode_context=count * context) for context, count in decodes.items()),
+        ]
 
 
 @policy("static", paper=PAPER)
 class Static(Reserving):
     """Request-level batching: a batch is made when none runs, and lasts until its longest member has ended.
 
-    What Orca is compared with, as in FasterTransformer.
+    Prompts are padded to the longest, and members that have ended take part to the end. Over the stages of a pipeline
+    it is split in `micro` batches. What Orca is compared with, as in FasterTransformer.
     """
 
-    def __init__(self, reserve: str = "max", max_len: int = 2048, max_seqs: int = 8) -> None:
+    def __init__(self, reserve: str = "max", max_len: int = 2048, max_seqs: int = 8, micro: int = 1) -> None:
         super().__init__(reserve, max_len, max_seqs)
+        self.micro = micro
+        self._members = 0  # of the batch that runs, ended or not
+        self._longest = 0  # tokens of the longest of them, padding included
 
     def compose(self, state: State, now: float) -> Batch:
         if state.decoding:
             return Batch(True, [])
         return Batch(False, self.admitted(state))
+
+    def passes(self, step: Step, state: State) -> list[Load]:
+        if step.chunks:
+            self._members = sum(chunk.sequence.width for chunk in step.chunks)
+            self._longest = max(chunk.end for chunk in step.chunks)
+            return [Load.of([(self._longest, 0)] * -(-len(step.chunks) // self.micro))] * self.micro
+        self._longest += 1
+        size = -(-self._members // self.micro)
+        return [Load(decodes=size, decode_context=size * self._longest)] * self.micro

@@ -57,6 +57,8 @@ class Recompute(Preemption):
 class Swap(Preemption):
     """The latest arrival gives way; its KV waits in host memory, if there is room, and else is computed again."""
 
+    swapping = True
+
     def swaps(self, sequence: Sequence, state: State) -> bool:
         return True
 
@@ -65,12 +67,16 @@ class Swap(Preemption):
 class Cheaper(Preemption):
     """The latest arrival gives way by whichever is faster: KV to host memory and back, or computed again.
 
-    `row_s`: seconds to compute a token. `block_s`: seconds to move a block one way.
+    `row_s`: seconds to compute a token, on top of `step_s`, what the smallest step takes. `block_s`: seconds to move a
+    block one way.
     """
 
-    def __init__(self, row_s: float = 1e-4, block_s: float = 1e-3) -> None:
+    swapping = True
+
+    def __init__(self, row_s: float = 1e-4, block_s: float = 1e-3, step_s: float = 0.0) -> None:
         self.row_s = row_s
         self.block_s = block_s
+        self.step_s = step_s
 
     def swaps(self, sequence: Sequence, state: State) -> bool:
-        return 2 * self.block_s * len(sequence.blocks) < self.row_s * sequence.known
+        return 2 * self.block_s * len(sequence.blocks) < self.step_s + self.row_s * sequence.known

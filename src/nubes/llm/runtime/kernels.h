@@ -1,6 +1,7 @@
 /* Tiles of matrix products, for weights in panels of 32 outputs.
 
-   A panel holds, group by group along the inner dimension, what one step of a tile reads, so that memory is read once and in order:
+   A panel holds, group by group along the inner dimension, what one step of a tile reads, so that memory is read once
+   and in order:
 
      FP32   per input: 32 floats
      INT8   per 32 inputs: 32 half scales, then [8 steps][32 outputs][4 inputs] bytes, weight + 128
@@ -16,14 +17,15 @@
 #include "vec.h"
 
 enum { FP32, INT8, INT4, WIDE4 };
-enum { PANEL = 32, GROUP = 32, ROWS = 6 }; /* a tile is at most ROWS x PANEL: twelve accumulators hide the latency of one */
+enum { PANEL = 32, GROUP = 32 }; /* a tile is at most ROWS x PANEL */
 
 typedef struct {
     int32_t kind, outputs, inputs, unused;
     const uint8_t *data;
 } matrix;
 
-/* Rows that go into a product: floats for FP32, else bytes. `low` is scale * sum of the bytes, `bias` is -128 * that sum. */
+/* Rows that go into a product: floats for FP32, else bytes. `low` is scale * sum of the bytes, `bias` is -128 * that
+ * sum. */
 typedef struct {
     float *f;
     int8_t *q;
@@ -65,13 +67,21 @@ INLINE void multiply_f(const int rows, const float *a, long lda, const float *b,
     }
 }
 
-INLINE void multiply_q(const int rows, const int kind, const inputs *in, long row, const uint8_t *panel, int groups, vf acc[][2]) {
+/* What is needed after this tile: so many lines of 64 bytes are fetched with each group. */
+typedef struct {
+    const uint8_t *at;
+    int lines;
+} soon;
+
+INLINE void multiply_q(const int rows, const int kind, const inputs *in, long row, const uint8_t *panel, int groups,
+                       soon next, vf acc[][2]) {
     const long k = (long)groups * GROUP;
     const int8_t *q = in->q + row * k;
     const long first = row * groups;
     for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = splat(0);
     for (int g = 0; g < groups; g++, q += GROUP, panel += group_bytes(kind)) {
         const uint8_t *w = panel + (kind == INT8 ? 64 : 128);
+        for (int i = 0; i < next.lines; i++, next.at += 64) __builtin_prefetch(next.at, 0, 2);
         vi s[ROWS][2];
         for (int r = 0; r < rows; r++) s[r][0] = s[r][1] = splat_i(kind == INT8 ? in->bias[first + r * groups + g] : 0);
         for (int step = 0; step < 8; step++) {
@@ -110,23 +120,28 @@ INLINE void multiply_q(const int rows, const int kind, const inputs *in, long ro
 }
 
 /* One panel's product with rows `row` ... `row + rows - 1`; the compiler makes one kernel for each number of rows. */
-INLINE void multiply_kind(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row, vf acc[][2]) {
+INLINE void multiply_kind(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row,
+                          soon next, vf acc[][2]) {
     switch (kind) {
     case FP32: multiply_f(rows, in->f + row * m->inputs, m->inputs, (const float *)panel, PANEL, m->inputs, acc); break;
-    case INT8: multiply_q(rows, INT8, in, row, panel, m->inputs / GROUP, acc); break;
-    case INT4: multiply_q(rows, INT4, in, row, panel, m->inputs / GROUP, acc); break;
-    default: multiply_q(rows, WIDE4, in, row, panel, m->inputs / GROUP, acc);
+    case INT8: multiply_q(rows, INT8, in, row, panel, m->inputs / GROUP, next, acc); break;
+    case INT4: multiply_q(rows, INT4, in, row, panel, m->inputs / GROUP, next, acc); break;
+    default: multiply_q(rows, WIDE4, in, row, panel, m->inputs / GROUP, next, acc);
     }
 }
 
+/* `call` with N as a constant, 1 ... ROWS: the compiler makes a kernel for each. */
+#define CASE(n, call)                                                                                                  \
+    case n: {                                                                                                          \
+        enum { N = n };                                                                                                \
+        call;                                                                                                          \
+    } break;
+#if ROWS == 6
 #define FOR_ROWS(rows, call)                                                                                           \
-    switch (rows) {                                                                                                    \
-    case 1: { enum { N = 1 }; call; } break;                                                                           \
-    case 2: { enum { N = 2 }; call; } break;                                                                           \
-    case 3: { enum { N = 3 }; call; } break;                                                                           \
-    case 4: { enum { N = 4 }; call; } break;                                                                           \
-    case 5: { enum { N = 5 }; call; } break;                                                                           \
-    default: { enum { N = 6 }; call; }                                                                                 \
-    }
+    switch (rows) { CASE(1, call) CASE(2, call) CASE(3, call) CASE(4, call) CASE(5, call) CASE(6, call) }
+#else
+#define FOR_ROWS(rows, call)                                                                                           \
+    switch (rows) { CASE(1, call) CASE(2, call) }
+#endif
 
 #endif

@@ -1,9 +1,10 @@
-"""Memory for what is read over and over: in huge pages where the system has them, and shared with forks until written."""
+"""Memory for what is read over and over: in huge pages where there are any, shared with forks until written to."""
 
 from __future__ import annotations
 
 import math
 import mmap
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -11,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 _HUGE = 2 << 20
 
 
-def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
+def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """An array of zeros; pages are taken when they are first touched."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     pages = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -67,7 +67,7 @@
       hair.setAttribute("y2", y);
       const share = (1 - 10 ** -nines) * 100;
       const title = document.createElement("b");
-      title.textContent = `${share.toFixed(share < 99 ? 1 : share < 99.9 ? 2 : 3)} % of calls within`;
+      title.textContent = `${share.toFixed(share < 99 ? 1 : share < 99.9 ? 2 : 3)} % within`;
       read.replaceChildren(title);
       for (const s of series) {
         const nearest = s.points.reduce((a, p) => (Math.abs(p[1] - nines) < Math.abs(a[1] - nines) ? p : a));

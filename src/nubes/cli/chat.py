@@ -1,0 +1,104 @@
+"""`nubes chat` and `nubes llm serve`: an LLM in this terminal, or behind a port."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from nubes.cli.groups import Group
+
+Model = Annotated[str, typer.Argument(help="A name like smollm2-135m, a GGUF file, or a Hugging Face folder.")]
+Format = Annotated[str, typer.Option(help="Of the weights: fp32, bf16, int8 or int4.")]
+
+group = typer.Typer(cls=Group, no_args_is_help=True, help="Large language models.")
+
+
+def chat(
+    model: Model = "smollm2-135m",
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Ask this, print the answer, and leave.")] = "",
+    system: Annotated[str, typer.Option(help="What the model is told first.")] = "",
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 512,
+    format: Format = "int8",
+) -> None:
+    """Chat with a model in the terminal. It runs in this process; no cloud is needed."""
+    from nubes.llm.opening import open_engine
+
+    engine = open_engine(model, format=format)
+    settings = {"temperature": temperature, "max_tokens": max_tokens}
+    messages = [{"role": "system", "content": system}] if system else []
+    if prompt or not sys.stdin.isatty():
+        messages.append({"role": "user", "content": prompt or sys.stdin.read()})
+        asyncio.run(_answer(engine, messages, settings))
+        return
+    print(f"{engine.name}. An empty line, or Ctrl-D, ends it.")
+    while True:
+        try:
+            said = input("> ").strip()
+        except EOFError:
+            print()
+            return
+        if not said:
+            return
+        messages.append({"role": "user", "content": said})
+        text = asyncio.run(_answer(engine, messages, settings))
+        messages.append({"role": "assistant", "content": text})
+
+
+async def _answer(engine: Any, messages: list[dict[str, str]], settings: dict[str, Any]) -> str:
+    """Prints the answer as it comes, and on a terminal how fast it came."""
+    from nubes.llm.spec import Request, Sampling
+
+    tokens = engine.tokens.encode(engine.tokens.chat(messages))
+    begun, first, count, text = time.monotonic(), 0.0, 0, ""
+    async for delta in engine.generate(Request(id="chat", prompt=tokens, sampling=Sampling(**settings))):
+        first = first or time.monotonic()
+        count += len(delta.tokens)
+        text += delta.text
+        print(delta.text, end="", flush=True)
+        if delta.error:
+            from nubes.kernel.errors import NubesError
+
+            raise NubesError(delta.error)
+    print()
+    if sys.stderr.isatty() and count > 1:
+        rate = (count - 1) / (time.monotonic() - first)
+        print(f"[{count} tokens, first after {first - begun:.2f} s, then {rate:.0f} a second]", file=sys.stderr)
+    return text
+
+
+@group.command()
+def serve(
+    model: Model = "smollm2-135m",
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.")] = 8000,
+    format: Format = "int8",
+    kv_memory: Annotated[str, typer.Option(help="For the KV cache.")] = "1GiB",
+    batching: Annotated[str, typer.Option(help='The batching policy, e.g. "sarathi(budget=256)".')] = "",
+    ordering: Annotated[str, typer.Option(help="The ordering policy.")] = "",
+    preemption: Annotated[str, typer.Option(help="The preemption policy.")] = "",
+    retention: Annotated[str, typer.Option(help="The retention policy.")] = "",
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get a 503.")] = 1024,
+    api_key: Annotated[str, typer.Option(envvar="NUBES_API_KEY", help="Ask for this key.")] = "",
+    vllm_metrics: Annotated[bool, typer.Option(help="Metrics under vLLM's names as well.")] = False,
+    threads: Annotated[int, typer.Option(min=0, help="0: all cores.")] = 0,
+) -> None:
+    """Serve one model under OpenAI's and Anthropic's APIs, without a cloud around it."""
+    import uvicorn
+
+    from nubes.gateway.server import bind
+    from nubes.llm.api import app
+    from nubes.llm.opening import open_engine
+
+    sock = bind(host, port)
+    engine = open_engine(
+        model, format=format, kv_memory=kv_memory, threads=threads or None, batching=batching or None,
+        ordering=ordering or None, preemption=preemption or None, retention=retention or None, max_waiting=max_waiting,
+    )  # fmt: skip
+    served = app({engine.name: engine}, keys={api_key: ""} if api_key else None, vllm_metrics=vllm_metrics)
+    print(f"{engine.name} answers at http://{host}:{sock.getsockname()[1]}/v1", flush=True)
+    uvicorn.Server(uvicorn.Config(served, log_level="error", access_log=False, lifespan="off")).run([sock])

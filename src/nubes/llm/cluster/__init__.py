@@ -1,0 +1,1 @@
+"""Several engines as one: who gets a request, which running requests move, how many engines there are."""

@@ -1,0 +1,140 @@
+#include "lora.h"
+
+#include "pool.h"
+#include "vec.h"
+
+enum { TILE = 4 }; /* rows of a tile */
+
+INLINE vf value(const char *p, long at, int is_half) { return is_half ? load_half((const half *)p + at) : load((const float *)p + at); }
+
+static const char *page(const lora *l, const segment *s, int layer, int j) {
+    const int p = layer * s->rank + j;
+    return l->pool + s->blocks[p / s->per_block] * l->block_bytes + (long)(p % s->per_block) * s->page * (l->half ? 2 : 4);
+}
+
+/* `ranks` of A against `rows` rows: a vector along k for each pair, summed up at the end. */
+INLINE void dots(const int rows, const int ranks, const int is_half, const char *const *a, const float *x, int k, float *to, long width) {
+    vf acc[rows][ranks];
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < ranks; j++) acc[r][j] = splat(0);
+    for (int i = 0; i < k; i += LANES) {
+        vf in[rows];
+        for (int r = 0; r < rows; r++) in[r] = load(x + (long)r * k + i);
+        for (int j = 0; j < ranks; j++) {
+            const vf w = value(a[j], i, is_half);
+            for (int r = 0; r < rows; r++) acc[r][j] = fma16(in[r], w, acc[r][j]);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < ranks; j++) to[r * width + j] = sum16(acc[r][j]);
+}
+
+INLINE void shrink_rows(const int rows, const int is_half, const char *const *a, int ranks, const float *x, int k, float *to, long width) {
+    int j = 0;
+    if (rows == 1)
+        for (; j + 8 <= ranks; j += 8) dots(rows, 8, is_half, a + j, x, k, to + j, width);
+    for (; j + 4 <= ranks; j += 4) dots(rows, 4, is_half, a + j, x, k, to + j, width);
+    for (; j < ranks; j++) dots(rows, 1, is_half, a + j, x, k, to + j, width);
+}
+
+INLINE void shrink(const int is_half, const lora *l, int layer, int first, int count, const float *x, int k, int t, int threads) {
+    const char *a[MAX_RANK];
+    for (const segment *s = l->segment; s < l->segment + l->segments; s++) {
+        const int begin = s->rank * t / threads, end = s->rank * (t + 1) / threads;
+        for (int m = 0; m < count; m++) {
+            if (s->a[first + m] < 0) continue;
+            for (int j = begin; j < end; j++) a[j - begin] = page(l, s, layer, j) + (long)s->a[first + m] * (is_half ? 2 : 4);
+            for (int r = 0; r < s->rows; r += TILE) {
+                const long row = s->first + r;
+                const float *in = x + row * k;
+                float *to = l->inner + row * l->width + m * s->rank + begin;
+                switch (s->rows - r) {
+                case 1: shrink_rows(1, is_half, a, end - begin, in, k, to, l->width); break;
+                case 2: shrink_rows(2, is_half, a, end - begin, in, k, to, l->width); break;
+                case 3: shrink_rows(3, is_half, a, end - begin, in, k, to, l->width); break;
+                default: shrink_rows(4, is_half, a, end - begin, in, k, to, l->width);
+                }
+            }
+        }
+    }
+}
+
+/* `vectors` columns of sixteen of B added to `rows` rows. */
+INLINE void sums(const int rows, const int vectors, const int is_half, const char *const *b, long column, const float (*inner)[MAX_RANK], int rank,
+                 float *y, long stride) {
+    vf acc[rows][vectors];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) acc[r][v] = load(y + r * stride + v * LANES);
+    for (int j = 0; j < rank; j++)
+        for (int v = 0; v < vectors; v++) {
+            const vf w = value(b[j], column + v * LANES, is_half);
+            for (int r = 0; r < rows; r++) acc[r][v] = fma16(splat(inner[r][j]), w, acc[r][v]);
+        }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) store(y + r * stride + v * LANES, acc[r][v]);
+}
+
+INLINE void expand_rows(const int rows, const int is_half, const char *const *b, int from, int to, const float (*inner)[MAX_RANK], int rank, float *y,
+                        long stride) {
+    int c = from;
+    if (rows == 1)
+        for (; c + 128 <= to; c += 128) sums(rows, 8, is_half, b, c, inner, rank, y + c, stride);
+    for (; c + 64 <= to; c += 64) sums(rows, 4, is_half, b, c, inner, rank, y + c, stride);
+    for (; c < to; c += 32) sums(rows, 2, is_half, b, c, inner, rank, y + c, stride);
+}
+
+INLINE void expand(const int is_half, const lora *l, int layer, int first, int count, int from, int to, float *y, long stride) {
+    const char *b[MAX_RANK];
+    float inner[TILE][MAX_RANK];
+    for (const segment *s = l->segment; s < l->segment + l->segments; s++) {
+        for (int m = 0, start = 0; m < count; start += l->outputs[first + m++]) {
+            const int begin = from > start ? from - start : 0, most = l->outputs[first + m], end = to - start < most ? to - start : most;
+            if (s->b[first + m] < 0 || begin >= end) continue;
+            for (int j = 0; j < s->rank; j++) b[j] = page(l, s, layer, j) + (long)s->b[first + m] * (is_half ? 2 : 4);
+            for (int r = 0; r < s->rows; r += TILE) {
+                const int rows = s->rows - r < TILE ? s->rows - r : TILE;
+                for (int i = 0; i < rows; i++)
+                    for (int j = 0; j < s->rank; j++) inner[i][j] = s->scale * l->inner[(s->first + r + i) * (long)l->width + m * s->rank + j];
+                float *at = y + (s->first + r) * stride + start;
+                switch (rows) {
+                case 1: expand_rows(1, is_half, b, begin, end, (const float (*)[MAX_RANK])inner, s->rank, at, stride); break;
+                case 2: expand_rows(2, is_half, b, begin, end, (const float (*)[MAX_RANK])inner, s->rank, at, stride); break;
+                case 3: expand_rows(3, is_half, b, begin, end, (const float (*)[MAX_RANK])inner, s->rank, at, stride); break;
+                default: expand_rows(4, is_half, b, begin, end, (const float (*)[MAX_RANK])inner, s->rank, at, stride);
+                }
+            }
+        }
+    }
+}
+
+void lora_shrink(const lora *l, int layer, int first, int count, const float *x, int k, int t, int threads) {
+    if (l->half) shrink(1, l, layer, first, count, x, k, t, threads);
+    else shrink(0, l, layer, first, count, x, k, t, threads);
+}
+
+void lora_expand(const lora *l, int layer, int first, int count, int from, int to, float *y, long stride) {
+    if (l->half) expand(1, l, layer, first, count, from, to, y, stride);
+    else expand(0, l, layer, first, count, from, to, y, stride);
+}
+
+/* One product by itself: y += scale * x A^T B^T for every segment. */
+typedef struct {
+    const lora *l;
+    pool *threads;
+    int layer, matrix, k, count;
+    const float *x;
+    float *y;
+} product;
+
+static void one_product(void *argument, int t) {
+    const product *p = argument;
+    const int columns = p->l->outputs[p->matrix], panels = columns / 32;
+    lora_shrink(p->l, p->layer, p->matrix, 1, p->x, p->k, t, p->count);
+    pool_barrier(p->threads);
+    lora_expand(p->l, p->layer, p->matrix, 1, panels * t / p->count * 32, panels * (t + 1) / p->count * 32, p->y, columns);
+}
+
+int nubes_lora(pool *threads, int count, const lora *l, int layer, int matrix, int k, const float *x, float *y) {
+    product p = {l, threads, layer, matrix, k, count, x, y};
+    return pool_run(threads, one_product, &p);
+}
