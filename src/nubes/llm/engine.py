@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from nubes.llm.recording import Recorder
     from nubes.llm.runtime.rows import Runtime
+    from nubes.llm.seams import Retention
 
 SHED = "The engine is overloaded: the request was refused while it waited."
 NAN = "The model's output is not a number: this prompt, or the weights, break it."
@@ -56,7 +57,8 @@ class LocalEngine:
         batching: str | None = None,
         ordering: str | None = None,
         preemption: str | None = None,
-        retention: str | None = None,
+        retention: str | Retention | None = None,
+        host_blocks: int | None = None,
         max_waiting: int = 1024,
         store: Store | None = None,
         seed: int = 0,
@@ -70,11 +72,11 @@ class LocalEngine:
         self.runtime = runtime
         self.store = store or Store(runtime)
         self._schedule = partial(
-            Scheduler, runtime.blocks, block_size=runtime.block_size, batching=batching, ordering=ordering,
-            preemption=preemption, retention=retention, adapters=self.store.sizes,
+            Scheduler, runtime.blocks, block_size=runtime.block_size, host_blocks=host_blocks, batching=batching,
+            ordering=ordering, preemption=preemption, retention=retention, adapters=self.store.sizes,
         )  # fmt: skip
         self.scheduler = self._schedule()
-        self._host = HostMemory(runtime, len(self.scheduler.state.host))
+        self._host = HostMemory(runtime, self.scheduler.state.host.size)
         self._rng = np.random.default_rng(seed)
         self._inbox: deque[tuple[str, Job]] = deque()
         self._wake = threading.Condition()
