@@ -137,8 +137,8 @@ def motive(ctx: Context) -> Iterator[Result]:
     one, three = [], []
     for seed in ctx.each("the paper's motive"):
         offered = partial(alike, seed, count)
-        one.append(goodput(offered, serve_together(vllm), slo, 0.25, 16.0))
-        three.append(goodput(offered, serve_apart(own, 2, own, 1), slo, 0.5, 40.0) / 3)
+        one.append(goodput(offered, serve_together(vllm), slo, 2.0))
+        three.append(goodput(offered, serve_apart(own, 2, own, 1), slo, 8.0) / 3)
     about = f"{count:,} requests of {PROMPT} tokens in and {ANSWER} out, at random. opt-13b on A100s, KV over NVLink."
     yield ctx.result(TOGETHER, one, about, "simulated")
     yield ctx.result(APART, three, about, "simulated")
@@ -166,15 +166,15 @@ def search(ctx: Context) -> Iterator[Result]:
         def phase(
             serve: Callable[[StepModel], Callable[..., object]], offered: object = offered
         ) -> Callable[[Parallel], float]:
-            return cache(lambda p: goodput(offered, serve(model(p, "distserve")), slo, 0.05, 60.0))  # type: ignore[arg-type]
+            return cache(lambda p: goodput(offered, serve(model(p, "distserve")), slo))  # type: ignore[arg-type]
 
         plan = apart(rate, space, phase(serve_prompts), phase(serve_answers))
         assert plan.decode is not None
         whole = serve_apart(
             model(plan.prefill, "distserve"), plan.prefills, model(plan.decode, "distserve"), plan.decodes
         )
-        found = goodput(offered, whole, slo, 0.1, 120.0) / plan.devices
-        four = goodput(offered, serve_together(model(Parallel(4), "vllm")), slo, 0.05, 60.0) / 4
+        found = goodput(offered, whole, slo, 8.0) / plan.devices
+        four = goodput(offered, serve_together(model(Parallel(4), "vllm")), slo) / 4
         differ.append(float(plan.prefill.tp != plan.decode.tp))
         gains.append(found / four)
         plans.append(plan.words)
@@ -185,7 +185,7 @@ def search(ctx: Context) -> Iterator[Result]:
 
 def honest(ctx: Context) -> Result:
     from nubes.drivers.sim.llm_goodput import goodput, serve_answers, serve_prompts, serve_together
-    from nubes.llm.cluster.placement import Parallel, Plan, Slo, advise, apart, together
+    from nubes.llm.cluster.placement import Parallel, Slo, advise, apart, together
     from nubes.llm.models import step_model
 
     seconds, slo, rate = ctx.pick(100.0, 600.0), Slo(0.25, 0.1), 8.0
@@ -195,11 +195,11 @@ def honest(ctx: Context) -> Result:
     for seed in ctx.each("advice where together is better"):
         offered = partial(chat, ctx, seed, seconds)
         split = apart(
-            rate, one, lambda _, o=offered: goodput(o, serve_prompts(own), slo, 0.1, 60.0),  # type: ignore[misc]
-            lambda _, o=offered: goodput(o, serve_answers(own), slo, 0.1, 60.0),  # type: ignore[misc]
+            rate, one, lambda _, o=offered: goodput(o, serve_prompts(own), slo, 4.0),  # type: ignore[misc]
+            lambda _, o=offered: goodput(o, serve_answers(own), slo, 4.0),  # type: ignore[misc]
         )  # fmt: skip
         joint = together(
-            rate, one, lambda _, o=offered: max(goodput(o, serve_together(own, b), slo, 0.1, 60.0) for b in TOGETHERS)  # type: ignore[misc]
+            rate, one, lambda _, o=offered: max(goodput(o, serve_together(own, b), slo, 4.0) for b in TOGETHERS)  # type: ignore[misc]
         )  # fmt: skip
         advice = advise(split, joint)
         said.append(float(advice.decode is None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from nubes.llm.cluster.member import Role
 from nubes.llm.policies.llumnix import PAPER
 from nubes.papers import Claim, Context, Result, above, at_least, at_most, below, reproduction
 
@@ -97,6 +98,7 @@ RECOMPUTE = Claim(
 CLAIMS = (TTFT_ROBIN, LOSS, DECODE, TTFT_POISSON, TTFT_LONG, URGENT, OTHERS, COST, SAME, DOWN, COPY, RECOMPUTE)
 
 ENGINES = 16
+BOTH: tuple[Role, ...] = ("both",)
 SLOTS = 13_600
 CAP = 6000
 TAIL = 1.5  # the exponent of the Pareto distribution
@@ -234,7 +236,7 @@ def serve(
         return Instance(Scheduler(SLOTS // 16, **policies), model)
 
     fleet = Fleet(routing=routing, migration=migration, scaling=scaling)
-    return simulate_fleet(work, fleet, Hardware(make, ("both",) * engines))
+    return simulate_fleet(work, fleet, Hardware(make, engines * BOTH))
 
 
 def p99(values: NDArray[np.float64]) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from nubes.drivers.sim.llm import Instance, Served, simulate_llm
 from nubes.drivers.sim.llm_fleet import Hardware, simulate_fleet
 from nubes.llm.cluster.fleet import Fleet
+from nubes.llm.cluster.member import Role
 from nubes.llm.cluster.placement import Parallel, Slo
 from nubes.llm.load import Load, StepModel
 from nubes.llm.models import gpu_facts
@@ -56,15 +57,24 @@ def attained(served: Served, slo: Slo) -> float:
         return float(np.mean((served.ttft_s <= slo.ttft_s) & (tpot <= slo.tpot_s)))
 
 
-def goodput(offered: Offered, serve: Callable[[LLMWorkload], Served], slo: Slo, low: float, high: float) -> float:
-    """The highest rate that attains the objective, to 2 %; 0 if not even `low` does."""
+def goodput(offered: Offered, serve: Callable[[LLMWorkload], Served], slo: Slo, start: float = 1.0) -> float:
+    """The highest rate that attains the objective, to 3 %, sought from `start` on; 0 if it is below a 64th of that."""
 
     def keeps(rate: float) -> bool:
         return attained(serve(offered(rate)), slo) >= slo.share
 
-    if not keeps(low):
-        return 0.0
-    while high / low > 1.02:
+    low = high = start
+    if keeps(start):
+        while keeps(2 * low):
+            low *= 2
+        high = 2 * low
+    else:
+        while not keeps(low / 2):
+            low /= 2
+            if low < start / 64:
+                return 0.0
+        low, high = low / 2, low
+    while high / low > 1.03:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if keeps(middle) else (low, middle)
     return low
@@ -95,14 +105,16 @@ def serve_prompts(model: StepModel) -> Callable[[LLMWorkload], Served]:
 
 def serve_answers(model: StepModel) -> Callable[[LLMWorkload], Served]:
     """Answers alone: prompts are there when they come."""
-    return lambda workload: simulate_llm(workload, _lanes(model, prefill=False, batching="orca(reserve=paged,max_seqs=1024)"))
+    return lambda workload: simulate_llm(
+        workload, _lanes(model, prefill=False, batching="orca(reserve=paged,max_seqs=1024)")
+    )
 
 
 def serve_apart(
     prefill: StepModel, prefills: int, decode: StepModel, decodes: int, link: float | None = None
 ) -> Callable[[LLMWorkload], Served]:
     """Prompts and answers on engines of their own, KV over the links between."""
-    roles = ("prefill",) * prefills * prefill.stages + ("decode",) * decodes * decode.stages
+    roles: tuple[Role, ...] = ("prefill",) * prefills * prefill.stages + ("decode",) * decodes * decode.stages
     faster = gpu_facts(prefill.gpu).link if link is None else link
 
     def serve(workload: LLMWorkload) -> Served:

@@ -97,9 +97,7 @@ def apart(rate: float, space: Sequence[Parallel], prefill: Goodput, decode: Good
     return _split(rate, p, p_rate, d, d_rate)
 
 
-def apart_in_node(
-    rate: float, space: Sequence[Parallel], node: int, prefill: Goodput, decode: Goodput
-) -> Plan:
+def apart_in_node(rate: float, space: Sequence[Parallel], node: int, prefill: Goodput, decode: Goodput) -> Plan:
     """Where links are fast within a node of `node` devices only: a stage of both phases lies in one node, whole.
 
     So both have as many stages, and a stage's devices fit a node together.
