@@ -29,7 +29,7 @@ def run(coroutine: Any) -> Any:
 
 
 @pytest.mark.parametrize("batching", BATCHINGS)
-@pytest.mark.parametrize("preemption", ["recompute"])
+@pytest.mark.parametrize("preemption", ["recompute", "swap", "cheaper(row_s=1,block_s=4)"])
 @pytest.mark.parametrize("retention", ["lru", "none"])
 def test_answers_are_those_of_a_plain_loop(batching: str, preemption: str, retention: str) -> None:
     async def all_of_it() -> None:
@@ -51,6 +51,7 @@ def test_answers_are_those_of_a_plain_loop(batching: str, preemption: str, reten
             assert made.scheduler.state.pool.used == 0
             if "oracle" not in batching:
                 assert made.scheduler.preemptions > 0
+                assert (made.scheduler.swaps > 0) == (preemption != "recompute")
             assert (made.scheduler.prefix_hits > 0) == (retention == "lru")
             assert made.runtime.copies > 0
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 
 from nubes.llm.invariants import check
 from nubes.llm.scheduler import Scheduler
-from nubes.llm.sequence import DONE, Sequence
+from nubes.llm.sequence import DECODE, DONE, SWAPPED, Sequence
 from nubes.llm.step import Step
 
 BATCHINGS = [
@@ -19,8 +20,13 @@ BATCHINGS = [
     "orca(reserve=pow2)",
     "orca(reserve=oracle)",
     "orca(reserve=paged)",
+    "sarathi(budget=24,chunked=false)",
+    "sarathi(budget=24,hybrid=false)",
     "static(reserve=oracle)",
 ]
+
+# Memory never runs out under these: it is reserved ahead, or few run at once.
+CALM = {"sarathi(budget=3,max_seqs=4)", *(text for text in BATCHINGS if "reserve=" in text and "paged" not in text)}
 
 
 class Day:
@@ -34,11 +40,13 @@ class Day:
             batching=batching, preemption=preemption, retention=retention,
         )  # fmt: skip
         self.size = size
+        self.hosts = len(self.scheduler.state.host)
         self.now = 0.0
         self.count = 0
         self.alive: dict[int, Sequence] = {}
         self.computed: dict[int, int] = {}
         self.finished = 0
+        self.seen: Counter[str] = Counter()
 
     def arrive(self) -> None:
         self.count += 1
@@ -57,12 +65,19 @@ class Day:
         step = scheduler.compose(self.now)
         if step is None:
             return None
+        load = step.load
         for chunk in step.chunks:
+            self.seen["again"] += chunk.sequence.preemptions > 0
             assert chunk.sequence.blocks
             assert chunk.end <= len(chunk.sequence.blocks) * self.size
+        for sequence in step.resumed:
+            assert sequence.state in (DECODE, SWAPPED), "it came back, and may have had to leave again"
+        self.seen.update(
+            saves=len(step.saves), loads=len(step.loads), copies=len(step.copies), resumed=len(step.resumed)
+        )
+        assert load.moved == len(step.saves) + len(step.loads)
         writes = [s.blocks[s.context // self.size] for s in state.decoding.values()] if step.decodes else []
         assert len(set(writes)) == len(writes), "two sequences would write to one block"
-        load = step.load
         assert load.decodes == (len(state.decoding) if step.decodes else 0)
         assert load.prefill_rows == sum(c.end - c.start for c in step.chunks)
         assert load.prefill_pairs == sum((c.end - c.start) * c.start for c in step.chunks)
@@ -71,6 +86,7 @@ class Day:
             scheduler.cancel(self.alive.pop(self.draw.choice(list(self.alive))), self.now)
         ended = [s for s in state.decoding.values() if step.decodes and s.generated + 1 >= s.limit]
         started = scheduler.complete(step, self.now)
+        self.seen["forks"] += sum(sequence.group != sequence.id for sequence in started)
         self.alive.update({sequence.id: sequence for sequence in started})
         ended += [sequence for sequence in started if sequence.generated >= sequence.limit]
         for sequence in ended:
@@ -85,7 +101,8 @@ class Day:
 @pytest.mark.parametrize("batching", BATCHINGS)
 @pytest.mark.parametrize("preemption", ["recompute", "swap", "cheaper(row_s=1,block_s=1)"])
 def test_random_days(batching: str, preemption: str) -> None:
-    for seed in range(12):
+    seen: Counter[str] = Counter()
+    for seed in range(8):
         day = Day(seed, batching, preemption, random.Random(seed).choice(["lru", "none"]))
         for _ in range(150):
             while day.draw.random() < 0.4:
@@ -101,3 +118,11 @@ def test_random_days(batching: str, preemption: str) -> None:
         assert not day.alive or all(s.state == DONE for s in day.alive.values())
         assert day.scheduler.state.pool.used == 0
         assert day.finished > 20
+        seen += day.seen + Counter(preemptions=day.scheduler.preemptions, swaps=day.scheduler.swaps)
+        assert len(set(day.scheduler.state.host)) == day.hosts, "a block of host memory is lost"
+    assert seen["forks"] > 50
+    assert seen["copies"] > 50
+    if batching not in CALM:
+        assert seen["preemptions"] > 50
+        assert seen["again"] > 10  # also with swaps: prompts that are not done start anew
+        assert bool(seen["swaps"]) == bool(seen["saves"]) == bool(seen["resumed"]) == (preemption != "recompute")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nubes.cli import apps, calls, chat, coldstart, logs, policies, replays, run, server, settings, status
+from nubes.cli import apps, calls, chat, coldstart, logs, plans, policies, replays, run, server, settings, status
 from nubes.cli.errors import Exit
 from nubes.cli.groups import Group
 
@@ -57,5 +57,6 @@ app.add_typer(calls.group, name="call")
 app.add_typer(apps.group, name="app")
 app.add_typer(chat.group, name="llm")
 app.add_typer(policies.group, name="policy")
+app.add_typer(plans.group, name="plan")
 app.add_typer(coldstart.group, name="coldstart")
 app.add_typer(settings.group, name="config")

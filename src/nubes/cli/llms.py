@@ -102,12 +102,26 @@ def workload(trace: str, rate: float | None, until: str | None, seeds: int = 1) 
 
 
 def _made(trace: str, rate: float | None, until: str | None, seed: int) -> Any:
-    from nubes.kernel.units import seconds
+    """The first part of a trace, at a rate: `until` is the time that it takes at that rate."""
+    from dataclasses import replace
+
+    from nubes.kernel.units import seconds, show_seconds
     from nubes.workloads.llm import load_llm
 
     made = load_llm(trace, seed=seed)
-    made = made if rate is None else made.scaled(rate)
-    return made if until is None else made.until(seconds(until, "until"))
+    said = []
+    if until is not None:
+        long_s = seconds(until, "until")
+        count = made.requests if rate is None else int(rate * long_s)
+        if rate is None:
+            made = made.until(long_s)
+        elif count < made.requests:
+            made = made.until(float(made.arrival_s[count]))
+        said.append(f"the first {show_seconds(long_s)}")
+    if rate is not None:
+        made = made.scaled(rate)
+        said.append(f"at {rate:g} a second")
+    return replace(made, source=f"{made.source} Of these {' '.join(said)}.") if said else made
 
 
 def numbers(text: str, flag: str) -> list[int]:

@@ -6,10 +6,14 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from nubes.kernel.errors import UsageError
 
 Progress = Callable[[float, str], None]
+Html = Annotated[Path | None, typer.Option(help="Write a page with the distributions drawn.")]
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from math import inf
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -13,7 +12,7 @@ import typer
 from nubes import ids
 from nubes.cli import llms, output
 from nubes.cli.options import Data, Json, folder
-from nubes.cli.progress import progress_bar, write_page
+from nubes.cli.progress import Html, progress_bar, write_page
 from nubes.kernel.errors import NotFound, UsageError
 from nubes.kernel.units import size_bytes
 
@@ -24,7 +23,6 @@ Trace = Annotated[
         help="A folder, a name below NUBES_TRACES, or a generator. Left out: what this nubes recorded.",
     ),
 ]
-Html = Annotated[Path | None, typer.Option(help="Write a page with the distributions drawn.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many times, with other random draws, what a trace leaves open.")]
 
 

@@ -18,6 +18,7 @@ from nubes.llm.spec import Delta, Request, TokenLogprob
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from nubes.llm.lora.adapter import Adapter
     from nubes.llm.structured import Constraint
 
 
@@ -34,6 +35,7 @@ class Job:
         self.gone = False  # nobody waits any more
         self.said: list[int] = []  # tokens it has from another engine
         self.state = ""  # and how chance stood there
+        self.adapter: Adapter | None = None  # lives for as long as somebody has it
 
 
 class Choice:
@@ -123,6 +125,7 @@ class Choice:
 def _constraint(request: Request, tokens: Tokens) -> Constraint | None:
     if request.sampling.grammar is None:
         return None
+    from nubes.llm.lora.adapter import Adapter
     from nubes.llm.structured import Constraint
 
     return Constraint(request.sampling.grammar, tokens)

@@ -11,7 +11,9 @@ import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as Many
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,11 @@ from nubes.kernel.errors import Overloaded, UsageError
 from nubes.llm.choice import Choice, Job
 from nubes.llm.content import BlockKeys
 from nubes.llm.errors import ContextTooLong
+from nubes.llm.host import HostMemory
 from nubes.llm.live import Stats, Tokens
+from nubes.llm.lora.paging import Fill
+from nubes.llm.lora.segments import Placed
+from nubes.llm.lora.store import Store
 from nubes.llm.ragged import ragged
 from nubes.llm.scheduler import Scheduler
 from nubes.llm.sequence import DECODE, Sequence
@@ -57,14 +63,15 @@ class LocalEngine:
         self.name = name
         self.tokens = tokens
         self.context = runtime.shape.context
-        self.adapters: Many[str] = ()
         self.max_waiting = max_waiting
         self.runtime = runtime
+        self.store = Store(runtime)
         self._schedule = partial(
             Scheduler, runtime.blocks, block_size=runtime.block_size, batching=batching, ordering=ordering,
-            preemption=preemption, retention=retention,
+            preemption=preemption, retention=retention, adapters=self.store.sizes,
         )  # fmt: skip
         self.scheduler = self._schedule()
+        self._host = HostMemory(runtime, len(self.scheduler.state.host))
         self._rng = np.random.default_rng(seed)
         self._inbox: deque[tuple[str, Job]] = deque()
         self._calls: deque[Callable[[], None]] = deque()
@@ -76,6 +83,7 @@ class LocalEngine:
         self._counts = Stats()
         self._progress_s = monotonic()
         self._stopping = False
+        self._filler = ThreadPoolExecutor(1, f"nubes-llm-{name}-adapters")
 
     # -- for those who ask ----------------------------------------------------------------------------------------
 
@@ -84,9 +92,24 @@ class LocalEngine:
         self._refuse(request)
         job = Job(request, asyncio.get_running_loop())
         job.request.arrived_s = monotonic()
+        if request.adapter:
+            job.adapter = self.store.get(request.adapter)
         self._jobs.add(job)
         self._send("arrive", job)
         return _Deltas(self, job)
+
+    @property
+    def adapters(self) -> Many[str]:
+        """Names of LoRA adapters that requests may ask for."""
+        return list(self.store.names)
+
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Serves the adapter in a folder as PEFT saves it. Raises `UsageError`, `NotFound`, `BrokenModel`."""
+        self.store.load(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """No new request gets it. Raises `NotFound`."""
+        self.store.remove(name)
 
     def _refuse(self, request: Request) -> None:
         sampling, length = request.sampling, len(request.prompt)
@@ -202,15 +225,17 @@ class LocalEngine:
         limit = self.context - len(request.prompt)
         if sampling.max_tokens is not None:
             limit = min(limit, sampling.max_tokens)
-        keys = BlockKeys(self.runtime.block_size, request.cache_salt, request.adapter)
+        adapter = job.adapter.key if job.adapter is not None else ""
+        keys = BlockKeys(self.runtime.block_size, request.cache_salt, adapter)
         keys.extend(request.prompt)
         self._ids += MAX_WIDTH
         sequence = Sequence(
             self._ids, len(request.prompt), limit, arrived_s=request.arrived_s, keys=keys.keys, width=request.n,
-            priority=request.priority, user=request.user, session=request.session, adapter=request.adapter,
+            priority=request.priority, user=request.user, session=request.session, adapter=adapter,
         )  # fmt: skip
         if not self.scheduler.fits(sequence):
-            sequence.limit = self.runtime.blocks * self.runtime.block_size // request.n - len(request.prompt)
+            blocks = self.runtime.blocks - self.store.sizes.get(adapter, 0)
+            sequence.limit = blocks * self.runtime.block_size // request.n - len(request.prompt)
             if sampling.max_tokens is not None or not self.scheduler.fits(sequence) or sequence.limit < 1:
                 size = self.runtime.blocks * self.runtime.block_size
                 why = f"{request.n} x {len(request.prompt)} + {limit} tokens do not fit the KV memory of {size}."
@@ -256,10 +281,19 @@ class LocalEngine:
             job = self._choices[chunk.sequence.id].job
             if job.queued_s is None:
                 job.queued_s = begun - job.request.arrived_s
+        if step.load.moved:
+            self._host.move(step.loads, step.saves)
         if step.copies:
             runtime.copy_blocks(step.copies)
-        tokens, rows, outputs, heads = ragged(step, scheduler.state, lambda sequence: self._choices[sequence.id].text)
-        logits = runtime.step(tokens, rows, outputs)
+        filling = self._filler.submit(self._fill, step.fills) if step.fills else None
+        tokens, rows, outputs, heads = ragged(
+            step, scheduler.state, lambda sequence: self._choices[sequence.id].text, self._placed
+        )
+        try:
+            logits = runtime.step(tokens, rows, outputs) if len(tokens) else np.zeros((0, 1), np.float32)
+        finally:
+            if filling is not None:
+                filling.result()
         self._counts.steps += 1
         started = scheduler.complete(step, monotonic())
         for sequence in started:
@@ -271,6 +305,14 @@ class LocalEngine:
             places.setdefault(sequence.id, places.get(sequence.group, 0))
         fresh = {sequence.id for sequence in started}
         self._emit([s for s in heads if s.id not in fresh] + started, logits, places)
+
+    def _placed(self, key: str) -> Placed:
+        return self.store.placed(key, self.scheduler.state.adapters.held[key])
+
+    def _fill(self, fills: Many[Fill]) -> None:
+        """Adapters for later steps, copied while this one runs."""
+        for key, nth, block in fills:
+            self.runtime.place(self.store.of(key), nth, block)
 
     def _emit(self, sequences: list[Sequence], logits: NDArray[np.float32], places: dict[int, int]) -> None:
         """Chooses a token for every sequence that has logits, and tells whoever waits."""

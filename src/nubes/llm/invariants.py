@@ -14,6 +14,15 @@ def check(state: State) -> None:
     held = [*state.decoding.values(), *state.prefilling.values(), *state.moving.values()]
     references = Counter(block for sequence in held for block in sequence.blocks)
     references.update(block for blocks in state.reserved.values() for block in blocks)
+    adapters = state.adapters
+    references.update(block for of in (adapters.held, adapters.filling) for blocks in of.values() for block in blocks)
+    users = Counter(s.adapter for s in held if adapters.size(s.adapter))
+    assert adapters.users == users, "an adapter's users are miscounted"
+    assert adapters.held.keys() == users.keys(), "an adapter is held for nobody, or not there for somebody"
+    assert adapters.blocks == sum(map(len, adapters.held.values()))
+    assert adapters.weight == sum(adapters.size(name) * count for name, count in users.items())
+    for name, blocks in adapters.held.items():
+        assert blocks == adapters.found(name), "an adapter is not where it should be found"
     free = set(pool.free)
     assert len(free) == len(pool.free), "a block is free twice"
     assert not free & references.keys(), "a free block is in use"

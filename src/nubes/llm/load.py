@@ -21,6 +21,9 @@ class Load(msgspec.Struct, gc=False):
     prefill_context: int = 0  # sum of context
     decodes: int = 0
     decode_context: int = 0  # sum of the KV tokens that decodes read, their own included
+    adapter_rows: int = 0  # sum over all rows of the blocks of their adapters
+    adapter_blocks: int = 0  # of the different adapters
+    filled: int = 0  # blocks of adapters copied from host memory while the step runs
     moved: int = 0  # KV blocks copied to or from host memory; no model knows of it: the link's speed tells
 
     @property

@@ -10,7 +10,8 @@ It does no I/O. Whoever drives it, an engine with a real model or a simulator wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import chain, islice
 from typing import cast
 
 from nubes.kernel.policy import make
@@ -29,19 +30,28 @@ class Scheduler:
         blocks: int,
         *,
         block_size: int = 16,
-        host_blocks: int = 0,
+        host_blocks: int | None = None,
         batching: str | Batching | None = None,
         ordering: str | Ordering | None = None,
         preemption: str | Preemption | None = None,
         retention: str | Retention | None = None,
+        adapters: Mapping[str, int] = {},
+        ahead: int = 8,
     ) -> None:
+        """`adapters`: blocks of each LoRA adapter. Those of the next `ahead` in line are copied before it is their turn."""
         self.batching = cast(Batching, make("batching", batching))
         self.ordering = cast(Ordering, make("ordering", ordering))
         self.preemption = cast(Preemption, make("preemption", preemption))
         self.retention = cast(Retention, make("retention", retention))
-        self.state = State(blocks, block_size, host_blocks, shares=self.retention.shares, gaps=self.retention.gaps)
+        if host_blocks is None:
+            host_blocks = blocks if self.preemption.swapping else 0
+        self.state = State(
+            blocks, block_size, host_blocks, shares=self.retention.shares, gaps=self.retention.gaps, adapters=adapters
+        )
+        self.ahead = ahead
         self.shed: list[Sequence] = []  # refused since they were last collected
         self.preemptions = 0
+        self.swaps = 0  # of these to host memory
         self.prefix_queries = 0  # prompt tokens looked up in the cache, and found there
         self.prefix_hits = 0
         self._now = 0.0
@@ -57,7 +67,8 @@ class Scheduler:
         """Whether the sequence could ever run to its end, alone on this engine."""
         state = self.state
         longest = max(sequence.prompt + sequence.limit, self.batching.reserve(sequence))
-        return -(-longest // state.block_size) * sequence.width <= state.pool.size
+        blocks = -(-longest // state.block_size) * sequence.width + state.adapters.size(sequence.adapter)
+        return blocks <= state.pool.size
 
     def cancel(self, sequence: Sequence, now: float) -> None:
         """A request is not wanted any more. Its blocks are free at once."""
@@ -105,7 +116,10 @@ class Scheduler:
             load.decodes = len(state.decoding)
             load.decode_context = state.decode_context
         load.moved = len(step.saves) + len(step.loads)
-        return step if step.chunks or step.decodes or load.moved else None
+        if state.adapters.sizes:
+            self._fetch(step)
+            self._weigh(step)
+        return step if step.chunks or step.decodes or load.moved or step.fills else None
 
     def _admit(self, sequence: Sequence) -> bool:
         """Gives a waiting sequence its blocks, unless those admitted before it took what was cached for it."""
@@ -114,6 +128,7 @@ class Scheduler:
         if state.need(sequence, tokens) > state.pool.available:
             return False
         found = state.found(sequence)
+        state.adapters.hold(sequence.adapter)
         state.waiting.remove(sequence)
         for block in found:
             if block is not None:
@@ -173,6 +188,41 @@ class Scheduler:
                 sequence.blocks[at] = new
         state.forked.clear()
 
+    def _fetch(self, step: Step) -> None:
+        """Adapters of those next in line begin their way here, where there is room for them and for the sequences."""
+        state, adapters = self.state, self.state.adapters
+        room = state.pool.available - state.growth
+        kept: list[int] = []  # what is here already must not make room for what comes
+        seen: set[str] = set()
+        swapped = sorted(state.swapped.values(), key=lambda s: (s.rank, s.id))
+        for sequence in chain(swapped, islice(state.waiting, self.ahead)):
+            name, size = sequence.adapter, adapters.size(sequence.adapter)
+            new = size and name not in seen and name not in adapters.held
+            tokens = sequence.known if sequence.host else self.batching.reserve(sequence)
+            room -= -(-tokens // state.block_size) + (size if new else 0)
+            if room < 0:
+                break
+            if new:
+                seen.add(name)
+                if adapters.ready(name):
+                    kept += adapters.keep(name)
+                else:
+                    step.fills += adapters.fetch(name, self._victims)
+        state.pool.release(kept, now=self._now)
+        step.load.filled = len(step.fills)
+
+    def _weigh(self, step: Step) -> None:
+        """What the adapters of the step's rows weigh."""
+        load, adapters = step.load, self.state.adapters
+        rows = [(chunk.sequence.adapter, chunk.end - chunk.start) for chunk in step.chunks]
+        load.adapter_rows = sum(adapters.size(name) * count for name, count in rows)
+        if step.decodes:
+            begun = sum(adapters.size(sequence.adapter) for sequence in self.state.prefilling.values())
+            load.adapter_rows += adapters.weight - begun
+            load.adapter_blocks = adapters.blocks
+        else:
+            load.adapter_blocks = sum(adapters.size(name) for name in {name for name, _ in rows})
+
     # -- what came of it ------------------------------------------------------------------------------------------
 
     def complete(self, step: Step, now: float) -> list[Sequence]:
@@ -184,6 +234,8 @@ class Scheduler:
         if step.decodes:
             state.tick += 1
             state.decode_context += len(state.decoding)
+        if step.fills:
+            state.adapters.filled(now)
         started: list[Sequence] = []
         for chunk in step.chunks:
             sequence = chunk.sequence
@@ -223,6 +275,7 @@ class Scheduler:
             child.registered = sequence.registered
             for block in child.blocks:
                 state.pool.hold(block)
+            state.adapters.hold(child.adapter)
             children.append(child)
         if children and sequence.known % state.block_size:
             state.forked += [sequence, *children]
@@ -258,6 +311,7 @@ class Scheduler:
             del state.prefilling[sequence.id]
             sequence.leave(DONE)
         state.pool.release(sequence.blocks, sequence.session, now)
+        state.adapters.leave(sequence.adapter, now)
         sequence.reset()
         self.ordering.finished(sequence, now)
 
@@ -271,6 +325,7 @@ class Scheduler:
             sequence.preemptions += 1
             sequence.paused_s = now
             decoding = sequence.state == DECODE
+            state.adapters.leave(sequence.adapter, now)
             if decoding:
                 state.leave(sequence, WAITING)
                 self._register(sequence)
@@ -280,6 +335,7 @@ class Scheduler:
             if decoding and len(sequence.blocks) <= len(state.host) and self.preemption.swaps(sequence, state):
                 sequence.host = [state.host.pop() for _ in sequence.blocks]
                 step.saves += zip(sequence.blocks, sequence.host, strict=True)
+                self.swaps += 1
                 state.pool.release(sequence.blocks, sequence.session, now)
                 sequence.reset(sequence.context)
                 sequence.state = SWAPPED
@@ -305,9 +361,11 @@ class Scheduler:
         """Those in host memory come back, the first in line first, as long as there is room for them to grow."""
         state = self.state
         for sequence in sorted(state.swapped.values(), key=lambda s: (s.rank, s.id)):
-            if len(sequence.host) + 1 + state.growth > state.pool.available:
+            more = len(sequence.host) + 1 + state.adapters.need(sequence.adapter)
+            if more + state.growth > state.pool.available:
                 break
             del state.swapped[sequence.id]
+            state.adapters.hold(sequence.adapter)
             sequence.blocks = state.pool.take(len(sequence.host), self._victims)
             step.loads += zip(sequence.host, sequence.blocks, strict=True)
             self._return(sequence)

@@ -71,6 +71,8 @@ class Ordering(Policy):
 class Preemption(Policy):
     """Who gives way when KV memory is out, and how it comes back."""
 
+    swapping: ClassVar[bool] = False  # whether KV may go to host memory
+
     @decision
     def victim(self, state: State, now: float) -> Sequence:
         """One of the running sequences; all of its group go with it."""

@@ -65,7 +65,7 @@ class Service:
 
 
 def _warm(tokens: Any) -> None:
-    """Does once, in the parent, what the first request would pay for: imports, the tokenizer's and template's tables."""
+    """Does once, in the parent, what the first request would pay for: imports, tables of tokenizer and template."""
     import nubes.llm.api
     import nubes.llm.engine  # noqa: F401
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Mapping
 
 from nubes.llm.blocks import BlockPool
+from nubes.llm.lora.paging import Adapters
 from nubes.llm.sequence import WAITING, Sequence
 
 
@@ -19,8 +21,12 @@ class State:
     at those only.
     """
 
-    def __init__(self, blocks: int, block_size: int, host_blocks: int = 0, *, shares: bool = True, gaps: bool = False):
+    def __init__(
+        self, blocks: int, block_size: int, host_blocks: int = 0, *, shares: bool = True, gaps: bool = False,
+        adapters: Mapping[str, int] = {},
+    ) -> None:  # fmt: skip
         self.pool = BlockPool(blocks, block_size)
+        self.adapters = Adapters(self.pool, adapters)
         self.host = list(range(host_blocks - 1, -1, -1))  # free blocks of host memory
         self.block_size = block_size
         self.shares = shares
@@ -54,10 +60,14 @@ class State:
         return len(self.growing()) + len(self.forked)
 
     def need(self, sequence: Sequence, tokens: int) -> int:
-        """Blocks that admitting a waiting sequence with room for `tokens` takes from those available."""
+        """Blocks that admitting a waiting sequence with room for `tokens` takes from those available.
+
+        More than there are while its adapter is not there.
+        """
         found = self.found(sequence)
         idle = self.pool.idle
-        return -(-tokens // self.block_size) - sum(1 for block in found if block is not None and block not in idle)
+        kv = -(-tokens // self.block_size) - sum(1 for block in found if block is not None and block not in idle)
+        return kv + self.adapters.need(sequence.adapter) if sequence.adapter else kv
 
     def rows(self, sequence: Sequence) -> int:
         """Rows a waiting sequence has to compute before its next token: what it knows without what is cached."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nubes.llm.load import Load
+from nubes.llm.lora.paging import Fill
 
 if TYPE_CHECKING:
     from nubes.llm.sequence import Sequence
@@ -23,13 +24,14 @@ class Chunk:
 
 
 class Step:
-    """What the engine is to do next, in this order: moves, copies, then the chunks and, if `decodes`, all decodes.
+    """What the engine is to do next: `loads`, `saves`, `copies`, then the chunks and, if `decodes`, all decodes.
 
-    `copies` are (from, to) blocks; `saves` are (device, host) blocks that leave, `loads` (host, device) those that
-    return with the sequences in `resumed`.
+    `loads` are (host, device) blocks that return with the sequences in `resumed`, `saves` (device, host) blocks that
+    leave, `copies` (from, to) blocks. The order matters: a step may write to what an earlier part of it has read.
+    `fills` are parts of adapters, for later steps: they may be copied meanwhile.
     """
 
-    __slots__ = ("chunks", "copies", "decodes", "load", "loads", "resumed", "saves")
+    __slots__ = ("chunks", "copies", "decodes", "fills", "load", "loads", "resumed", "saves")
 
     def __init__(self) -> None:
         self.chunks: list[Chunk] = []
@@ -38,4 +40,5 @@ class Step:
         self.resumed: list[Sequence] = []
         self.saves: list[tuple[int, int]] = []
         self.loads: list[tuple[int, int]] = []
+        self.fills: list[Fill] = []
         self.load = Load()

@@ -71,12 +71,12 @@ def run(ctx: Context) -> Iterator[Result]:
             rates[kind].append(max(capacity(partial(sustains, p, seed, bound_s), 0.1, 100.0, 9) for p in policies))
     middle = {kind: median(of) for kind, of in rates.items()}
     about = (
-        f"uniform: {uniform(length_s, 1.0, 0).source} {length_s:g} s at each rate. {MODEL}: four stages, each in-flight "
-        "batch with an engine and a fourth of the memory of its own; every kind with the size of batch that suits it "
+        f"uniform: {uniform(length_s, 1.0, 0).source} {length_s:g} s at each rate. {MODEL}: four stages, each batch in "
+        "flight with an engine and a fourth of the memory of its own; every kind with the size of batch that suits it "
         f"best. Request-level: one batch, padded to its longest prompt, in four micro-batches without bubbles, "
-        f"{middle['static']:.3g} requests/s (at most 8 in a batch: {middle['eight']:.3g}; four batches, each renewed on "
-        f"its own: {middle['apart']:.3g}). Without selective batching every length is a pass of its own, one after the "
-        f"other: {middle['alone']:.3g}. With: {middle['orca']:.3g}; the paper's ratio would be "
+        f"{middle['static']:.3g} requests/s (at most 8 in a batch: {middle['eight']:.3g}; four batches, each renewed "
+        f"on its own: {middle['apart']:.3g}). Without selective batching every length is a pass of its own, one after "
+        f"the other: {middle['alone']:.3g}. With: {middle['orca']:.3g}; the paper's ratio would be "
         f"{36.9 * middle['static']:.3g}."
     )
     for claim, one, other in (

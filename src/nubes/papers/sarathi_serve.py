@@ -175,7 +175,7 @@ def bubbles(ctx: Context, whole: LLMWorkload) -> Result:
     seeds = list(ctx.each("bubbles"))
     ours, theirs = ([share(policy, seed) for seed in seeds] for policy in ("sarathi(budget=512)", WHOLE))
     about = (
-        f"{words(whole)} {ctx.pick(300, 1500):,} of them at 100 a second. {PIPELINE}: four batches under way, each with "
-        f"a scheduler and a fourth of the memory; chunks {ours[0]:.3f}, whole prompts {theirs[0]:.3f} (seed 0)."
+        f"{words(whole)} {ctx.pick(300, 1500):,} of them at 100 a second. {PIPELINE}: four batches under way, each "
+        f"with a scheduler and a fourth of the memory; chunks {ours[0]:.3f}, whole prompts {theirs[0]:.3f} (seed 0)."
     )
     return ctx.result(BUBBLES, [a / b for a, b in zip(ours, theirs, strict=True)], about, "simulated")

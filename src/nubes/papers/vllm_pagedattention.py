@@ -144,11 +144,12 @@ def run(ctx: Context) -> Iterator[Result]:
 def prefixes(ctx: Context, model: StepModel) -> Iterator[Result]:
     """Prompts like a translator's: instructions and examples that all share, then a sentence of their own."""
 
-    def sustains(policies: dict[str, str], tokens: int, seed: int, rate: float) -> bool:
-        outcome = served(translations(ctx.pick(600, 2000), tokens, rate, seed), model, SLOTS, **policies)
-        return normalised_s(outcome) <= BOUND_S
+    def sustains(policies: tuple[str, str], tokens: int, seed: int, rate: float) -> bool:
+        batching, retention = policies
+        workload = translations(ctx.pick(600, 2000), tokens, rate, seed)
+        return normalised_s(served(workload, model, SLOTS, batching=batching, retention=retention)) <= BOUND_S
 
-    kinds = ({"batching": "vllm", "retention": "lru"}, {"batching": RULES["oracle"]}, {"batching": "vllm"})
+    kinds = (("vllm", "lru"), (RULES["oracle"], "none"), ("vllm", "none"))
     for claim, tokens in ((ONE_SHOT, 80), (FIVE_SHOT, 341)):
         rates = [
             [capacity(partial(sustains, policies, tokens, seed), 0.5, 128.0) for policies in kinds]
@@ -156,9 +157,9 @@ def prefixes(ctx: Context, model: StepModel) -> Iterator[Result]:
         ]
         shared, oracle, apart = rates[0]
         said = (
-            f"{words(translations(ctx.pick(600, 2000), tokens, 1.0, 0))} opt-13b, {SLOTS:,} slots, as above. Requests/s "
-            f"of seed 0: {shared:.3g}, {apart:.3g} if nothing is shared, {oracle:.3g} Orca (Oracle), whose prompts ride "
-            "along with the decodes, where paged ones take iterations of their own."
+            f"{words(translations(ctx.pick(600, 2000), tokens, 1.0, 0))} opt-13b, {SLOTS:,} slots. Requests/s of "
+            f"seed 0: {shared:.3g}, {apart:.3g} if nothing is shared, {oracle:.3g} Orca (Oracle), whose prompts "
+            "ride along with the decodes, where paged ones take iterations of their own."
         )
         yield ctx.result(claim, [ours / theirs for ours, theirs, _ in rates], said)
 
@@ -191,7 +192,7 @@ def samples(ctx: Context) -> Iterator[Result]:
         workload = offered(ctx, count, seed, 1.0)
         pairs = list(zip(workload.prompt.tolist(), workload.output.tolist(), strict=True))
         counts = [sampled(prompt, output, WIDTH) for prompt, output in pairs]
-        alone = sum(WIDTH * -(-(prompt + output) // 16) for prompt, output in pairs)
+        alone = sum(WIDTH * -(-(prompt + output - 1) // 16) for prompt, output in pairs)  # no KV of the last
         saved.append(sum(held for held, _ in counts) / alone)
         copied.append(max(copies for _, copies in counts) / WIDTH)
     about = f"{words(offered(ctx, count, 0, 1.0))} Blocks of 16, counted in the scheduler."

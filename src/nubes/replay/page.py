@@ -103,13 +103,14 @@ def distribution(
     measured: Sequence[float] | None,
     calls: int,
     words: str,
+    of: str = "calls",
 ) -> str:
     """Distributions of times from their quantiles; of `calls` values each. `measured` lies below the others."""
     series = [Series(label, _nines_of(curve, calls)) for label, curve in curves]
     under = Series(MEASURED, _nines_of(measured, calls)) if measured is not None else None
     shown = [*series, under] if under else series
     x = logarithmic("time", [x for s in shown for x, _ in s.points if x >= SHORTEST_S], show_seconds)
-    y = nines("share of calls", max([n for s in shown for _, n in s.points], default=1.0))
+    y = nines(f"share of {of}", max([n for s in shown for _, n in s.points], default=1.0))
     return figure(title, text, line_chart(title, words, x, y, series, under), shown)
 
 

@@ -175,7 +175,7 @@ class Run:
             (at_s, at) for at, at_s in reversed(list(enumerate(workload.arrival_s.tolist()))) if at not in later
         ]
         self.arrived_s = np.full(n, nan)
-        self.begun_s = [inf] * n
+        self.begun_s: dict[int, float] = {}
         self.first_s = np.full(n, nan)
         self.end_s = np.full(n, nan)
         self.instance = np.full(n, -1, np.int32)
@@ -190,7 +190,7 @@ class Run:
         return Served(
             self.workload,
             self.arrived_s,
-            np.array(self.begun_s),
+            np.array([self.begun_s.get(at, inf) for at in range(len(self.first_s))]),
             self.first_s,
             self.end_s,
             self.instance,
@@ -279,8 +279,7 @@ class Run:
                 instance.busy_s += took
                 at = at + took if instance.stages is None else instance.stages.run(begun, took)
         for chunk in step.chunks:
-            if now < self.begun_s[chunk.sequence.id]:
-                self.begun_s[chunk.sequence.id] = now
+            self.begun_s.setdefault(chunk.sequence.id, now)
         for sequence in step.resumed:
             self.lost_s += now - sequence.paused_s
             self._expect(instance, sequence)

@@ -99,7 +99,9 @@ _made = 0
 def per_block(page: int, block_values: int) -> int:
     """Pages that a block holds. Raises `UsageError` if it does not hold one."""
     if page > block_values:
-        raise UsageError(f"A page of an adapter ({page} values) exceeds a KV block ({block_values}).", "Use larger blocks.")
+        raise UsageError(
+            f"A page of an adapter ({page} values) exceeds a KV block ({block_values}).", "Use larger blocks."
+        )
     return block_values // page
 
 
@@ -114,7 +116,9 @@ def adapter(
     layout, size = Layout.of(shape, targets), sizes(shape)
     pages = np.empty((shape.layers, rank, layout.page), dtype)
     if len(layers) != shape.layers:
-        raise UsageError(f"Adapter {name!r} has {len(layers)} layers, the model {shape.layers}.", "It is for another model.")
+        raise UsageError(
+            f"Adapter {name!r} has {len(layers)} layers, the model {shape.layers}.", "It is for another model."
+        )
     for i, layer in enumerate(layers):
         for target in targets:
             (a, b), (inputs, outputs), at = layer[target], size[target], TARGETS.index(target)

@@ -53,7 +53,9 @@ def load_adapter(name: str, path: str | Path, shape: Shape, dtype: DTypeLike = n
         raise BrokenModel(f"Adapter {name!r} holds no matrices.", "Save it again.")
     targets = {target for layer in pairs.values() for target in layer}
     if max(pairs) >= shape.layers:
-        raise UsageError(f"Adapter {name!r} has a layer {max(pairs)}, the model {shape.layers}.", "It is for another model.")
+        raise UsageError(
+            f"Adapter {name!r} has a layer {max(pairs)}, the model {shape.layers}.", "It is for another model."
+        )
     layers = [
         {target: _pair(name, shape, config, i, target, pairs.get(i, {}).get(target)) for target in sorted(targets)}
         for i in range(shape.layers)
@@ -102,7 +104,12 @@ def _tensors(folder: Path) -> Iterable[tuple[str, Any]]:
                 wide = np.frombuffer(info["data"], np.uint16).astype(np.uint32) << 16
                 yield key, wide.view(np.float32).reshape(shape)
             elif kind in ("F16", "F32"):
-                yield key, np.frombuffer(info["data"], np.float16 if kind == "F16" else np.float32).reshape(shape).astype(np.float32)
+                yield (
+                    key,
+                    np.frombuffer(info["data"], np.float16 if kind == "F16" else np.float32)
+                    .reshape(shape)
+                    .astype(np.float32),
+                )
             else:
                 raise UsageError(f"{key} is of type {kind}.", "Save it as float32, float16 or bfloat16.")
     except safetensors.SafetensorError as error:

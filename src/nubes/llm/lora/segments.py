@@ -27,12 +27,14 @@ class Placed:
     """An adapter in blocks of a runtime's pool. They need not be neighbours."""
 
     def __init__(self, adapter: Adapter, blocks: Sequence[int], block_values: int) -> None:
-        self.adapter = adapter
+        self.name, self.rank, self.scale, self.layout = adapter.name, adapter.rank, adapter.scale, adapter.layout
         self.blocks = np.array(blocks, np.int32)
         layout = adapter.layout
         per = per_block(layout.page, block_values)
         if len(blocks) != adapter.blocks(block_values):
-            raise UsageError(f"Adapter {adapter.name!r} takes {adapter.blocks(block_values)} blocks, not {len(blocks)}.")
+            raise UsageError(
+                f"Adapter {adapter.name!r} takes {adapter.blocks(block_values)} blocks, not {len(blocks)}."
+            )
         self.record = np.zeros((), SEGMENT)
         self.record["rank"], self.record["per_block"], self.record["page"] = adapter.rank, per, layout.page
         self.record["scale"], self.record["a"], self.record["b"] = adapter.scale, layout.a, layout.b
@@ -49,7 +51,7 @@ class Segments:
 
     @cached_property
     def width(self) -> int:
-        return 3 * max(placed.adapter.rank for placed in self.placed)
+        return 3 * max(placed.rank for placed in self.placed)
 
     @cached_property
     def records(self) -> NDArray[np.void]:
@@ -67,7 +69,7 @@ class Segments:
             raise UsageError("A segment is outside of the step's rows.")
         for placed in self.placed:
             if placed.blocks.min() < 0 or placed.blocks.max() >= blocks:
-                raise UsageError(f"Adapter {placed.adapter.name!r} lies in a block outside of 0 ... {blocks - 1}.")
+                raise UsageError(f"Adapter {placed.name!r} lies in a block outside of 0 ... {blocks - 1}.")
 
 
 def segments(owners: Sequence[Placed | None], counts: Sequence[int]) -> Segments | None:

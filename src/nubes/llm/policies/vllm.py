@@ -57,6 +57,8 @@ class Recompute(Preemption):
 class Swap(Preemption):
     """The latest arrival gives way; its KV waits in host memory, if there is room, and else is computed again."""
 
+    swapping = True
+
     def swaps(self, sequence: Sequence, state: State) -> bool:
         return True
 
@@ -68,6 +70,8 @@ class Cheaper(Preemption):
     `row_s`: seconds to compute a token, on top of `step_s`, what the smallest step takes. `block_s`: seconds to move a
     block one way.
     """
+
+    swapping = True
 
     def __init__(self, row_s: float = 1e-4, block_s: float = 1e-3, step_s: float = 0.0) -> None:
         self.row_s = row_s

@@ -1,1 +1,1 @@
-"""Runs decoder models: one ragged step over a paged KV cache, on CPU through a small compiled extension, or in PyTorch."""
+"""Runs decoder models: one ragged step over a paged KV cache, through a small compiled extension or in PyTorch."""

@@ -36,7 +36,8 @@ INLINE uint16_t seen(view w, int slot) {
 INLINE int horizon(view w) { return w.visible + (w.extra ? 64 - __builtin_clzll(w.extra) : 0); }
 
 /* c[r] = c[r] * keep[r] + a[r] . b, or without the first term if `keep` is NULL. */
-INLINE void product(const int rows, const float *a, long lda, const float *b, long ldb, int k, float *c, long ldc, const float *keep) {
+INLINE void product(const int rows, const float *a, long lda, const float *b, long ldb, int k, float *c, long ldc,
+                    const float *keep) {
     vf acc[ROWS][2];
     multiply_f(rows, a, lda, b, ldb, k, acc);
     for (int r = 0; r < rows; r++, c += ldc) {
@@ -49,7 +50,8 @@ INLINE void product(const int rows, const float *a, long lda, const float *b, lo
     }
 }
 
-static void products(int rows, const float *a, long lda, const float *b, long ldb, int k, float *c, long ldc, int columns, const float *keep) {
+static void products(int rows, const float *a, long lda, const float *b, long ldb, int k, float *c, long ldc,
+                     int columns, const float *keep) {
     for (int r = 0; r < rows; r += ROWS) {
         const int n = rows - r < ROWS ? rows - r : ROWS;
         for (int j = 0; j < columns; j += PANEL)
@@ -57,10 +59,11 @@ static void products(int rows, const float *a, long lda, const float *b, long ld
     }
 }
 
-/* Attend `n` queries in `t->q` (scaled already), `views[i]` saying what each sees, to one sequence's blocks of one layer and KV head. Leaves
-   the result in `t->o`. `blocks` is the sequence's table; `keys` and `values` are where block 0 would have them. */
-INLINE void attend(attention_scratch *t, int n, const view *views, const int32_t *blocks, const char *keys, const char *values,
-                   long block_bytes, int block_size, int dim, const int is_half) {
+/* Attend `n` queries in `t->q` (scaled already), `views[i]` saying what each sees, to one sequence's blocks of one
+   layer and KV head. Leaves the result in `t->o`. `blocks` is the sequence's table; `keys` and `values` are where block
+   0 would have them. */
+INLINE void attend(attention_scratch *t, int n, const view *views, const int32_t *blocks, const char *keys,
+                   const char *values, long block_bytes, int block_size, int dim, const int is_half) {
     int limit = 0, least = views[0].visible;
     for (int i = 0; i < n; i++) {
         const int h = horizon(views[i]);
@@ -74,7 +77,8 @@ INLINE void attend(attention_scratch *t, int n, const view *views, const int32_t
         const int tokens = limit - start < CHUNK ? limit - start : CHUNK, lanes = (tokens + LANES - 1) / LANES * LANES;
         for (int c = 0; c < lanes; c += LANES) { /* keys, and values, as floats */
             const int slot = start + c, offset = slot % block_size, later = slot + CHUNK < limit ? slot + CHUNK : slot;
-            const long base = blocks[slot / block_size] * block_bytes, ahead = blocks[later / block_size] * block_bytes - base;
+            const long base = blocks[slot / block_size] * block_bytes,
+                       ahead = blocks[later / block_size] * block_bytes - base;
             if (is_half) {
                 const half *k = (const half *)(keys + base) + offset;
                 for (int d = 0; d < dim; d++) {
@@ -93,7 +97,8 @@ INLINE void attend(attention_scratch *t, int n, const view *views, const int32_t
                     __builtin_prefetch((const char *)(v + i) + ahead);
                 }
             } else {
-                memcpy(t->v + c * dim, (const float *)(values + base) + offset * dim, sizeof(float) * (size_t)(count * dim));
+                memcpy(t->v + c * dim, (const float *)(values + base) + offset * dim,
+                       sizeof(float) * (size_t)(count * dim));
             }
         }
         products(n, t->q, dim, t->k, CHUNK, dim, t->s[0], CHUNK, (lanes + PANEL - 1) / PANEL * PANEL, NULL);

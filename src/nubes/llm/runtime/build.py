@@ -18,7 +18,8 @@ from nubes.kernel.errors import Unavailable
 
 _HERE = Path(__file__).parent
 _SOURCES = ("runtime.c", "lora.c", "pack.c", "measure.c", "pool.c")
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-pthread")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-Wno-psabi", "-pthread")
+_MACHINES = (("-march=native",), ("-mcpu=native",), ())  # not every compiler knows every machine
 
 
 class NoCompiler(Unavailable):
@@ -48,7 +49,7 @@ def library(plain: bool = False) -> ctypes.CDLL:
 
 def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
     """Of all that the result depends on: sources, flags, compiler and CPU."""
-    digest = hashlib.sha256(repr((flags, platform.machine(), _cpu())).encode())
+    digest = hashlib.sha256(repr((flags, _MACHINES, platform.machine(), _cpu())).encode())
     digest.update(subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout)
     for path in sorted(_HERE.glob("*.[ch]")):
         digest.update(path.name.encode() + path.read_bytes())

@@ -1,6 +1,7 @@
 /* Tiles of matrix products, for weights in panels of 32 outputs.
 
-   A panel holds, group by group along the inner dimension, what one step of a tile reads, so that memory is read once and in order:
+   A panel holds, group by group along the inner dimension, what one step of a tile reads, so that memory is read once
+   and in order:
 
      FP32   per input: 32 floats
      INT8   per 32 inputs: 32 half scales, then [8 steps][32 outputs][4 inputs] bytes, weight + 128
@@ -16,14 +17,15 @@
 #include "vec.h"
 
 enum { FP32, INT8, INT4, WIDE4 };
-enum { PANEL = 32, GROUP = 32, ROWS = 6 }; /* a tile is at most ROWS x PANEL: twelve accumulators hide the latency of one */
+enum { PANEL = 32, GROUP = 32 }; /* a tile is at most ROWS x PANEL */
 
 typedef struct {
     int32_t kind, outputs, inputs, unused;
     const uint8_t *data;
 } matrix;
 
-/* Rows that go into a product: floats for FP32, else bytes. `low` is scale * sum of the bytes, `bias` is -128 * that sum. */
+/* Rows that go into a product: floats for FP32, else bytes. `low` is scale * sum of the bytes, `bias` is -128 * that
+ * sum. */
 typedef struct {
     float *f;
     int8_t *q;
@@ -71,7 +73,8 @@ typedef struct {
     int lines;
 } soon;
 
-INLINE void multiply_q(const int rows, const int kind, const inputs *in, long row, const uint8_t *panel, int groups, soon next, vf acc[][2]) {
+INLINE void multiply_q(const int rows, const int kind, const inputs *in, long row, const uint8_t *panel, int groups,
+                       soon next, vf acc[][2]) {
     const long k = (long)groups * GROUP;
     const int8_t *q = in->q + row * k;
     const long first = row * groups;
@@ -117,7 +120,8 @@ INLINE void multiply_q(const int rows, const int kind, const inputs *in, long ro
 }
 
 /* One panel's product with rows `row` ... `row + rows - 1`; the compiler makes one kernel for each number of rows. */
-INLINE void multiply_kind(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row, soon next, vf acc[][2]) {
+INLINE void multiply_kind(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row,
+                          soon next, vf acc[][2]) {
     switch (kind) {
     case FP32: multiply_f(rows, in->f + row * m->inputs, m->inputs, (const float *)panel, PANEL, m->inputs, acc); break;
     case INT8: multiply_q(rows, INT8, in, row, panel, m->inputs / GROUP, next, acc); break;
@@ -126,14 +130,18 @@ INLINE void multiply_kind(const int rows, const matrix *m, const uint8_t *panel,
     }
 }
 
+/* `call` with N as a constant, 1 ... ROWS: the compiler makes a kernel for each. */
+#define CASE(n, call)                                                                                                  \
+    case n: {                                                                                                          \
+        enum { N = n };                                                                                                \
+        call;                                                                                                          \
+    } break;
+#if ROWS == 6
 #define FOR_ROWS(rows, call)                                                                                           \
-    switch (rows) {                                                                                                    \
-    case 1: { enum { N = 1 }; call; } break;                                                                           \
-    case 2: { enum { N = 2 }; call; } break;                                                                           \
-    case 3: { enum { N = 3 }; call; } break;                                                                           \
-    case 4: { enum { N = 4 }; call; } break;                                                                           \
-    case 5: { enum { N = 5 }; call; } break;                                                                           \
-    default: { enum { N = 6 }; call; }                                                                                 \
-    }
+    switch (rows) { CASE(1, call) CASE(2, call) CASE(3, call) CASE(4, call) CASE(5, call) CASE(6, call) }
+#else
+#define FOR_ROWS(rows, call)                                                                                           \
+    switch (rows) { CASE(1, call) CASE(2, call) }
+#endif
 
 #endif

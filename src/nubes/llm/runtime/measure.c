@@ -35,7 +35,8 @@ static void work(void *argument, int thread) {
         }
         total = to_float(a ^ b ^ c ^ d);
     } else {
-        const inputs in = {(float *)w->memory, (int8_t *)w->memory, (float *)w->memory, (float *)w->memory, (int32_t *)w->memory};
+        const inputs in = {(float *)w->memory, (int8_t *)w->memory, (float *)w->memory, (float *)w->memory,
+                           (int32_t *)w->memory};
         for (int i = 0; i < TIMES; i++) {
             if (w->what == FLOATS) multiply_f(ROWS, in.f, INNER, (const float *)w->memory, PANEL, INNER / 4, acc);
             else multiply_q(ROWS, INT8, &in, 0, w->memory, INNER / GROUP, (soon){NULL, 0}, acc);
@@ -47,7 +48,8 @@ static void work(void *argument, int thread) {
 
 double nubes_measure(int what, int threads, const uint8_t *memory, long bytes) {
     task w = {what, threads, memory, bytes, {0}};
-    const double amount = what == READ ? (double)bytes : 2.0 * ROWS * PANEL * TIMES * threads * (what == FLOATS ? INNER / 4 : INNER);
+    const double amount =
+        what == READ ? (double)bytes : 2.0 * ROWS * PANEL * TIMES * threads * (what == FLOATS ? INNER / 4 : INNER);
     double best = 0;
     pool *p = pool_open(threads);
     for (int i = 0; p && i < 12; i++) {

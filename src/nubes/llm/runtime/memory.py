@@ -1,10 +1,11 @@
-"""Memory for what is read over and over: in huge pages where the system has them, and shared with forks until written."""
+"""Memory for what is read over and over: in huge pages where there are any, shared with forks until written to."""
 
 from __future__ import annotations
 
 import math
 import mmap
 import os
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -12,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 _HUGE = 2 << 20
 
 
-def mapped(path: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
+def mapped(path: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """An array in a file that several processes map; made larger if it is too small."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     with open(path, "r+b") as file:
@@ -22,7 +23,7 @@ def mapped(path: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.ge
     return np.frombuffer(pages, dtype).reshape(shape)
 
 
-def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
+def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """An array of zeros; pages are taken when they are first touched."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     pages = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

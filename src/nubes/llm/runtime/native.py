@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from nubes.kernel.errors import NubesError, UsageError
+from nubes.llm.lora.adapter import Adapter
 from nubes.llm.runtime import memory
+from nubes.llm.runtime.adapted import adapted
 from nubes.llm.runtime.build import library
 from nubes.llm.runtime.rotary import angles
 from nubes.llm.runtime.rows import Checkpoint, Floats, Ints, Rows
@@ -38,7 +40,7 @@ class _Batch(ctypes.Structure):
     _fields_ = (
         *((name, _I) for name in ("rows", "first", "last", "project", "wanted", "unused")),
         *((name, _P) for name in ("tokens", "x", "keep", "positions", "slots", "visible", "sequence", "tables")),
-        *((name, _P) for name in ("table_start", "extra", "outputs", "logits")),
+        *((name, _P) for name in ("table_start", "extra", "outputs", "logits", "lora")),
     )
 
 
@@ -115,6 +117,10 @@ class NativeRuntime:
         batch.project = 1
         self._run(batch)
 
+    def place(self, adapter: Adapter, nth: int, block: int) -> None:
+        piece = adapter.piece(nth, self.kv[0].size)
+        self.kv[block].reshape(-1)[: piece.size] = piece
+
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         for source, target in pairs:
             self.kv[target] = self.kv[source]
@@ -136,7 +142,7 @@ class NativeRuntime:
             keep.shape != (self.shape.layers, *x.shape) or keep.dtype != np.float32 or not keep.flags.c_contiguous
         ):
             raise UsageError("keep has to be a contiguous float32 array [layers, rows, hidden].")
-        return _Batch(
+        batch = _Batch(
             rows=len(rows),
             first=first,
             last=last,
@@ -150,6 +156,10 @@ class NativeRuntime:
             table_start=rows.table_start.ctypes.data,
             extra=None if rows.extra is None else rows.extra.ctypes.data,
         )
+        if rows.lora is not None:
+            self._lora = adapted(self.shape, self.kv, rows.lora, len(rows))  # lives for as long as the step
+            batch.lora = ctypes.addressof(self._lora)
+        return batch
 
     def _finish(self, batch: _Batch, outputs: Ints) -> Floats:
         outputs = np.ascontiguousarray(outputs, np.int32)

@@ -4,7 +4,11 @@
 enum { FROM_F32, FROM_Q4_1, FROM_Q8_0 };
 enum { Q4_1_BYTES = 20, Q8_0_BYTES = 34 };
 
-INLINE float half_at(const uint8_t *p) { half h; memcpy(&h, p, 2); return (float)h; }
+INLINE float half_at(const uint8_t *p) {
+    half h;
+    memcpy(&h, p, 2);
+    return (float)h;
+}
 
 /* 32 weights of row `row`. */
 INLINE void read_group(int from, const void *source, long row, int inputs, int g, float *to) {
@@ -76,12 +80,14 @@ INLINE void pack_int4(int from, const void *source, long row, int inputs, int g,
     ((half *)group)[lane] = scale;
     ((half *)group)[32 + lane] = offset;
     for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 4; j++) group[128 + i * 128 + lane * 4 + j] = (uint8_t)(nibbles[i * 8 + j] | nibbles[i * 8 + 4 + j] << 4);
+        for (int j = 0; j < 4; j++)
+            group[128 + i * 128 + lane * 4 + j] = (uint8_t)(nibbles[i * 8 + j] | nibbles[i * 8 + 4 + j] << 4);
 }
 
-/* Rows of `source` become columns of `packed`: sixteen from `column` on, the next sixteen `step` further, and so on. What is packed must be
-   zero before. Returns -1 for a kind that is not known. */
-int nubes_pack(int kind, uint8_t *packed, int inputs, int column, int step, int source_kind, const void *source, int rows) {
+/* Rows of `source` become columns of `packed`: sixteen from `column` on, the next sixteen `step` further, and so on.
+   What is packed must be zero before. Returns -1 for a kind that is not known. */
+int nubes_pack(int kind, uint8_t *packed, int inputs, int column, int step, int source_kind, const void *source,
+               int rows) {
     const matrix m = {kind, 0, inputs, 0, packed};
     if (kind < FP32 || kind > INT4 || source_kind < FROM_F32 || source_kind > FROM_Q8_0) return -1;
     for (int row = 0; row < rows; row++) {

@@ -18,7 +18,10 @@ struct pool {
     void *argument;
 };
 
-typedef struct { pool *p; int index; } seat;
+typedef struct {
+    pool *p;
+    int index;
+} seat;
 
 static void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)

@@ -8,7 +8,8 @@ typedef struct pool pool;
 pool *pool_open(int threads);
 void pool_close(pool *p);
 
-/* `run(argument, i)` on thread i of `threads`, at the same time; the caller is thread 0. Returns 0, or -1 if threads cannot be made. */
+/* `run(argument, i)` on thread i of `threads`, at the same time; the caller is thread 0. Returns 0, or -1 if threads
+ * cannot be made. */
 int pool_run(pool *p, void (*run)(void *, int), void *argument);
 
 /* Within `run`: nobody goes on before all are here. */

@@ -11,8 +11,8 @@ from nubes.llm.spec import Shape
 def angles(shape: Shape) -> Floats:
     """[context, head_dim]: cosines of a position's angles, then their sines; rounded where the peers round."""
     steps = np.arange(0, shape.head_dim, 2, dtype=np.float32) / np.float32(shape.head_dim)
-    frequencies = np.float32(1) / np.float32(shape.rope_theta) ** steps
+    frequencies: Floats = np.float32(1) / np.float32(shape.rope_theta) ** steps
     if shape.rope_factors:
-        frequencies = frequencies / np.array(shape.rope_factors, np.float32)
+        frequencies /= np.array(shape.rope_factors, np.float32)
     turned = np.arange(shape.context, dtype=np.float32)[:, None] * frequencies
     return np.concatenate((np.cos(turned), np.sin(turned)), axis=1, dtype=np.float32)

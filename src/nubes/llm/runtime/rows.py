@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from nubes.kernel.errors import UsageError
 from nubes.llm.checkpoint.blocks import Blocks
+from nubes.llm.lora.adapter import Adapter
+from nubes.llm.lora.segments import Segments
 from nubes.llm.spec import Shape
 
 Ints = NDArray[np.int32]
@@ -32,6 +34,7 @@ class Rows:
     tables: Ints  # the block ids of all sequences, one after another
     table_start: Ints  # [sequences + 1] where each table starts in `tables`
     extra: NDArray[np.uint64] | None = None  # [rows] bit b: the row also attends to slot visible + b
+    lora: Segments | None = None  # which rows an adapter changes
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -52,6 +55,8 @@ class Rows:
         for array in (self.positions, self.tables, self.table_start, *per_row):
             if not array.flags.c_contiguous or array.dtype != (np.uint64 if array is self.extra else np.int32):
                 raise UsageError("Rows are contiguous arrays of int32, and of uint64 for `extra`.")
+        if self.lora is not None:
+            self.lora.check(count, blocks)
         if any(array.shape != (count,) for array in per_row):
             raise UsageError("positions, slots, visible, sequence and extra need one entry for each row.")
         if not count:
@@ -146,6 +151,10 @@ class Runtime(Protocol):
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, (from, to), one after another."""
+        ...
+
+    def place(self, adapter: Adapter, nth: int, block: int) -> None:
+        """Copy the `nth` part of an adapter into a block."""
         ...
 
     def close(self) -> None: ...

@@ -4,12 +4,12 @@
 #include <stdlib.h>
 
 #include "attention.h"
+#include "linear.h"
 #include "pool.h"
 
-enum { PUT, ADD, GATED }; /* what becomes of a product: stored, added, or silu(first half) * second half */
-enum { CACHED = 1 << 20 };  /* bytes of inputs that stay in a core's cache while weights pass by */
-
-typedef struct { int first, count; } tile; /* rows of one sequence that are side by side */
+typedef struct {
+    int first, count;
+} tile; /* rows of one sequence that are side by side */
 
 struct engine {
     model m;
@@ -61,7 +61,8 @@ static int reserve(engine *e, long rows) {
     const model *m = &e->m;
     const long heads = (long)m->heads * m->head_dim, qkv = heads + 2L * m->kv_heads * m->head_dim;
     release(e);
-    const int good = make_inputs(&e->a, rows * (heads > m->hidden ? heads : m->hidden)) & make_inputs(&e->b, rows * m->ffn);
+    const int good =
+        make_inputs(&e->a, rows * (heads > m->hidden ? heads : m->hidden)) & make_inputs(&e->b, rows * m->ffn);
     e->qkv = take((size_t)(rows * qkv) * 4);
     e->tiles = malloc((size_t)rows * sizeof *e->tiles);
     if (!good || !e->qkv || !e->tiles) {
@@ -72,76 +73,15 @@ static int reserve(engine *e, long rows) {
     return 0;
 }
 
-/* Spread nibbles over bytes. */
-static void widen(const uint8_t *from, uint8_t *to, int groups) {
-    for (int g = 0; g < groups; g++, from += group_bytes(INT4), to += group_bytes(WIDE4)) {
-        memcpy(to, from, 128);
-        for (int i = 0; i < 8; i++) {
-            const vi v = load_i(from + 128 + 64 * i);
-            uint8_t *at = to + 128 + i / 2 * 256 + i % 2 * 64;
-            store_i(at, lower(v));
-            store_i(at + 128, upper(v));
-        }
-    }
+/* This thread's share of a product of all rows, in panels `from` ... `to - 1`. */
+static void share(engine *e, int t, const matrix *m, const inputs *in, int rows, int op, float *out, long stride,
+                  int from, int to) {
+    const int n = to - from, begin = from + n * t / e->m.threads, end = from + n * (t + 1) / e->m.threads;
+    linear(m, in, rows, begin, end, op, out, stride, e->wide + t * e->wide_bytes);
 }
-
-INLINE void finish(int op, int rows, vf acc[][2], float *out, long stride, int panel, int columns) {
-    const int at = panel * PANEL;
-    for (int r = 0; r < rows; r++, out += stride) {
-        if (op == GATED) {
-            const vf gate = acc[r][0];
-            store(out + at / 2, gate / (splat(1) + exp16(-gate)) * acc[r][1]);
-        } else if (op == ADD) {
-            store(out + at, load(out + at) + acc[r][0]);
-            store(out + at + LANES, load(out + at + LANES) + acc[r][1]);
-        } else if (at + PANEL <= columns) {
-            store(out + at, acc[r][0]);
-            store(out + at + LANES, acc[r][1]);
-        } else {
-            memcpy(out + at, acc[r], sizeof(float) * (size_t)(columns - at));
-        }
-    }
-}
-
-INLINE void one_tile(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row, int op, float *out, long stride, int p,
-                     soon next) {
-    vf acc[ROWS][2];
-    multiply_kind(rows, m, panel, kind, in, row, next, acc);
-    finish(op, rows, acc, out + row * stride, stride, p, m->outputs);
-}
-
-/* Panels `from` ... `to - 1` of the product of all rows, split over the threads. */
-static void multiply(engine *e, int t, const matrix *m, const inputs *in, int rows, int op, float *out, long stride, int from, int to) {
-    const int share = to - from, begin = from + share * t / e->m.threads, end = from + share * (t + 1) / e->m.threads;
-    const int fit = CACHED / (m->inputs * (m->kind == FP32 ? 4 : 1)), most = fit > ROWS ? fit : ROWS;
-    const int chunks = (rows + most - 1) / most;
-    for (int c = 0; c < chunks; c++) {
-        const int start = (int)((long)rows * c / chunks), count = (int)((long)rows * (c + 1) / chunks) - start;
-        const int tiles = (count + ROWS - 1) / ROWS;
-        for (int p = begin; p < end; p++) {
-            const uint8_t *panel = m->data + p * panel_bytes(m);
-            int kind = m->kind;
-            if (kind == INT4 && tiles > 1) {
-                uint8_t *wide = e->wide + t * e->wide_bytes;
-                widen(panel, wide, m->inputs / GROUP);
-                panel = wide;
-                kind = WIDE4;
-            }
-            for (int i = 0; i < tiles; i++) {
-                const int row = start + count * i / tiles, n = start + count * (i + 1) / tiles - row;
-                const long lines = group_bytes(m->kind) / 64, share_of = (lines + tiles - 1) / tiles, done = i * share_of;
-                const soon next = {m->data + (p + 1) * panel_bytes(m) + done * 64 * (m->inputs / GROUP),
-                                   (int)(p + 1 == end || done >= lines ? 0 : share_of)};
-                FOR_ROWS(n, one_tile(N, m, panel, kind, in, row, op, out, stride, p, next))
-            }
-        }
-    }
-}
-
-static int panels(const matrix *m) { return (m->outputs + PANEL - 1) / PANEL; }
 
 static void whole(engine *e, int t, const matrix *m, const inputs *in, int rows, int op, float *out, long stride) {
-    multiply(e, t, m, in, rows, op, out, stride, 0, panels(m));
+    share(e, t, m, in, rows, op, out, stride, 0, panels(m));
 }
 
 static void to_bytes(const inputs *in, long row, int k) {
@@ -194,7 +134,8 @@ static long block_bytes(const model *m) { return m->layers * layer_values(m) * v
 static void place(const engine *e, const batch *b, int layer, int row) {
     const model *m = &e->m;
     const int dim = m->head_dim, size = m->block_size, slot = b->slots[row];
-    float *q = e->qkv + (long)row * (m->heads + 2 * m->kv_heads) * dim, *k = q + m->heads * dim, *v = k + m->kv_heads * dim;
+    float *q = e->qkv + (long)row * (m->heads + 2 * m->kv_heads) * dim, *k = q + m->heads * dim,
+          *v = k + m->kv_heads * dim;
     for (float *head = q; head < v; head += dim) turn(head, m->rope + (long)b->positions[row] * dim, dim);
     const int32_t block = b->tables[b->table_start[b->sequence[row]] + slot / size];
     char *at = m->kv + block * block_bytes(m) + layer * layer_values(m) * value_bytes(m);
@@ -225,8 +166,10 @@ static void look(engine *e, const batch *b, int t, int layer, tile w, int kv_hea
     const int32_t *blocks = b->tables + b->table_start[b->sequence[w.first]];
     const char *keys = m->kv + (layer * layer_values(m) + (long)kv_head * dim * m->block_size) * value_bytes(m);
     const char *values = keys + (long)m->kv_heads * dim * m->block_size * value_bytes(m);
-    for (int from = 0; from < group; from += QUERIES) { /* more than one round only if the group is larger than a tile */
-        const int heads = group - from < QUERIES ? group - from : QUERIES, head = kv_head * group + from, n = w.count * heads;
+    for (int from = 0; from < group;
+         from += QUERIES) { /* more than one round only if the group is larger than a tile */
+        const int heads = group - from < QUERIES ? group - from : QUERIES, head = kv_head * group + from,
+                  n = w.count * heads;
         view views[QUERIES];
         for (int i = 0; i < n; i++) {
             const int row = w.first + i / heads;
@@ -246,23 +189,28 @@ static void look(engine *e, const batch *b, int t, int layer, tile w, int kv_hea
 
 /* A product of the attention half, and what its rows' adapters add: each thread to the columns that it has just made. */
 static void adapted(engine *e, const batch *b, int t, int layer, int first, int count, const matrix *w, int k, int op, float *out, int from) {
-    const int share = panels(w) - from, threads = e->m.threads;
+    const int columns = panels(w) - from, threads = e->m.threads;
     if (b->lora) {
         lora_shrink(b->lora, layer, first, count, e->a.f, k, t, threads);
         pool_barrier(e->threads);
     }
-    multiply(e, t, w, &e->a, b->rows, op, out, w->outputs, from, panels(w));
-    if (b->lora) lora_expand(b->lora, layer, first, count, (from + share * t / threads) * PANEL, (from + share * (t + 1) / threads) * PANEL, out, w->outputs);
+    share(e, t, w, &e->a, b->rows, op, out, w->outputs, from, panels(w));
+    if (b->lora)
+        lora_expand(b->lora, layer, first, count, (from + columns * t / threads) * PANEL,
+                    (from + columns * (t + 1) / threads) * PANEL, out, w->outputs);
 }
 
 static void one_layer(engine *e, const batch *b, int t, int layer) {
     const model *m = &e->m;
     const matrix *w = m->matrices + layer * PER_LAYER;
-    const int rows = b->rows, begin = (int)((long)rows * t / m->threads), end = (int)((long)rows * (t + 1) / m->threads);
+    const int rows = b->rows, begin = (int)((long)rows * t / m->threads),
+              end = (int)((long)rows * (t + 1) / m->threads);
     const int bytes = w->kind != FP32, hidden = m->hidden;
     const float *norms = m->norms + (long)layer * 2 * hidden;
     for (int r = begin; r < end; r++) {
-        if (b->keep) memcpy(b->keep + ((long)layer * rows + r) * hidden, b->x + (long)r * hidden, sizeof(float) * (size_t)hidden);
+        if (b->keep)
+            memcpy(b->keep + ((long)layer * rows + r) * hidden, b->x + (long)r * hidden,
+                   sizeof(float) * (size_t)hidden);
         norm(e, b->x + (long)r * hidden, norms, r, bytes);
     }
     pool_barrier(e->threads);
@@ -273,7 +221,8 @@ static void one_layer(engine *e, const batch *b, int t, int layer) {
     pool_barrier(e->threads);
     if (b->project) return;
     for (int i; (i = atomic_fetch_add(&e->next, 1)) < e->tile_count * m->kv_heads;)
-        look(e, b, t, layer, e->tiles[e->tile_count - 1 - i / m->kv_heads], i % m->kv_heads, bytes); /* long ones first */
+        look(e, b, t, layer, e->tiles[e->tile_count - 1 - i / m->kv_heads], i % m->kv_heads,
+             bytes); /* long ones first */
     pool_barrier(e->threads);
     adapted(e, b, t, layer, O, 1, w + OUT, m->heads * m->head_dim, ADD, b->x, 0);
     pool_barrier(e->threads);
@@ -295,7 +244,8 @@ static void run(void *argument, int t) {
     const model *m = &e->m;
     const matrix *embedding = m->matrices + m->layers * PER_LAYER, *head = embedding + 1;
     if (b->tokens) {
-        for (int r = b->rows * t / m->threads; r < b->rows * (t + 1) / m->threads; r++) embed(embedding, b->tokens[r], b->x + (long)r * m->hidden);
+        for (int r = b->rows * t / m->threads; r < b->rows * (t + 1) / m->threads; r++)
+            embed(embedding, b->tokens[r], b->x + (long)r * m->hidden);
         pool_barrier(e->threads);
     }
     for (int layer = b->first; layer < b->last; layer++) one_layer(e, b, t, layer);

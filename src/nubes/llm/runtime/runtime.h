@@ -17,13 +17,13 @@ typedef struct {
     char *kv;
 } model;
 
-/* What to do in one go: whatever has a pointer. `tokens`: fill x. Layers first ... last - 1, in place; with `project`, only write their
-   keys and values. `outputs`: rows of x whose logits are wanted. */
+/* What to do in one go: whatever has a pointer. `tokens`: fill x. Layers first ... last - 1, in place; with `project`,
+   only write their keys and values. `outputs`: rows of x whose logits are wanted. */
 typedef struct {
     int32_t rows, first, last, project, wanted, unused;
     const int32_t *tokens;
-    float *x;             /* [rows][hidden] */
-    float *keep;          /* NULL, or [layers][rows][hidden]: each layer's input */
+    float *x;    /* [rows][hidden] */
+    float *keep; /* NULL, or [layers][rows][hidden]: each layer's input */
     const int32_t *positions, *slots, *visible, *sequence, *tables, *table_start;
     const uint64_t *extra; /* or NULL */
     const int32_t *outputs;
@@ -38,7 +38,8 @@ void nubes_close(engine *e);
 /* 0, or -1: out of memory or threads. */
 int nubes_run(engine *e, const batch *b);
 const char *nubes_vectors(void);
-int nubes_pack(int kind, uint8_t *packed, int inputs, int column, int step, int source_kind, const void *source, int rows);
+int nubes_pack(int kind, uint8_t *packed, int inputs, int column, int step, int source_kind, const void *source,
+               int rows);
 /* Best of some runs: bytes (what = 0), float32 operations (1) or byte operations (2) per second. */
 double nubes_measure(int what, int threads, const uint8_t *memory, long bytes);
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from nubes.llm.lora.adapter import TARGETS, Adapter, sizes
 from nubes.llm.runtime.rotary import angles
 from nubes.llm.runtime.rows import Checkpoint, Ints, Rows
 
@@ -44,8 +46,8 @@ class TorchRuntime:
         self.kv = torch.zeros(
             (blocks, s.layers, 2, s.kv_heads, block_size * s.head_dim), dtype=self.dtype, device=device
         )
-        self.keys = self.kv[:, :, 0].unflatten(-1, (s.head_dim, block_size))
-        self.values = self.kv[:, :, 1].unflatten(-1, (block_size, s.head_dim))
+        self.keys = self.kv[:, :, 0].view(blocks, s.layers, s.kv_heads, s.head_dim, block_size)
+        self.values = self.kv[:, :, 1].view(blocks, s.layers, s.kv_heads, block_size, s.head_dim)
         self.block_bytes = self.kv[0].nbytes
 
     def embed(self, tokens: Ints) -> Any:
@@ -59,7 +61,8 @@ class TorchRuntime:
                 keep[i] = x
             layer = self._layers[i]
             q = self._project(i, x, rows, plan)
-            x += self._attend(i, q, plan) @ layer["self_attn.o_proj"].T
+            attended = self._attend(i, q, plan)
+            x += self._product(i, "o_proj", attended, rows)
             h = self._rms(x, layer["post_attention_layernorm"])
             gate = self._torch.nn.functional.silu(h @ layer["mlp.gate_proj"].T)
             x += (gate * (h @ layer["mlp.up_proj"].T)) @ layer["mlp.down_proj"].T
@@ -77,6 +80,10 @@ class TorchRuntime:
         rows.check(self.shape.context, self.blocks, self.block_size)
         self._project(layer, x, rows, self._plan(rows))
 
+    def place(self, adapter: Adapter, nth: int, block: int) -> None:
+        piece = adapter.piece(nth, self.kv[0].numel())
+        self.kv[block].view(-1)[: piece.size] = self._torch.as_tensor(piece).to(self.dtype)
+
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         for source, target in pairs:
             self.kv[target] = self.kv[source]
@@ -84,7 +91,7 @@ class TorchRuntime:
     def close(self) -> None:
         """Nothing is held that the interpreter would not free."""
 
-    def _index(self, array: Ints) -> Any:
+    def _index(self, array: NDArray[Any]) -> Any:
         return self._torch.as_tensor(array, device=self.device).long()
 
     def _rms(self, x: Any, weight: Any) -> Any:
@@ -92,7 +99,7 @@ class TorchRuntime:
         return (x * self._torch.rsqrt((x * x).mean(-1, keepdim=True) + self.shape.norm_eps)).to(self.dtype) * weight
 
     def _plan(self, rows: Rows) -> dict[str, Any]:
-        """What all layers have in common: where keys go, the angles, and for each sequence its rows, blocks and mask."""
+        """What all layers share: where keys go, the angles, and for each sequence its rows, blocks and mask."""
         torch, size = self._torch, self.block_size
         sequences = []
         for s in np.unique(rows.sequence):
@@ -104,7 +111,7 @@ class TorchRuntime:
                 bit = np.clip(slots - rows.visible[which, None], -1, 64)
                 chosen = rows.extra[which, None] >> np.clip(bit, 0, 63).astype(np.uint64) & np.uint64(1)
                 mask |= (bit >= 0) & (bit < 64) & (chosen > 0)
-            used = int(mask.any(0).nonzero()[0].max(initial=-1)) + 1
+            used = int(np.flatnonzero(mask.any(axis=0)).max(initial=-1)) + 1
             sequences.append(
                 (self._index(which), self._index(table), used, torch.as_tensor(mask[:, :used], device=self.device))
             )
@@ -121,10 +128,27 @@ class TorchRuntime:
         """Write the layer's keys and values; return its queries [rows, heads, head_dim]."""
         layer, dim = self._layers[i], self.shape.head_dim
         h = self._rms(x, layer["input_layernorm"])
-        q, k, v = ((h @ layer[f"self_attn.{name}_proj"].T).unflatten(-1, (-1, dim)) for name in ("q", "k", "v"))
+        q, k, v = (self._product(i, name, h, rows).unflatten(-1, (-1, dim)) for name in ("q_proj", "k_proj", "v_proj"))
         self.keys[plan["blocks"], i, :, :, plan["offsets"]] = self._turn(k, plan)
         self.values[plan["blocks"], i, :, plan["offsets"]] = v
         return self._turn(q, plan)
+
+    def _product(self, i: int, target: str, x: Any, rows: Rows) -> Any:
+        """`x` times a matrix of the attention half, and what the rows' adapters add."""
+        y = x @ self._layers[i][f"self_attn.{target}"].T
+        if rows.lora is None:
+            return y
+        at, (inputs, outputs) = TARGETS.index(target), sizes(self.shape)[target]
+        for first, count, placed in zip(rows.lora.first, rows.lora.rows, rows.lora.placed, strict=True):
+            a, b, page = placed.layout.a[at], placed.layout.b[at], placed.layout.page
+            if a < 0:
+                continue
+            per = self.kv[0].numel() // page
+            pages = self.kv[self._index(placed.blocks)].flatten(1)[:, : per * page].reshape(-1, page)
+            mine = pages[i * placed.rank : (i + 1) * placed.rank]
+            inner = x[first : first + count] @ mine[:, a : a + inputs].T
+            y[first : first + count] += placed.scale * (inner @ mine[:, b : b + outputs])
+        return y
 
     def _turn(self, x: Any, plan: dict[str, Any]) -> Any:
         cosine, sine = plan["angles"]

@@ -40,7 +40,7 @@ class Matrix(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Weights:
-    """Four matrices for each layer (queries, keys and values; attention's output; gate and up; down), the embedding, the head."""
+    """For each layer queries with keys and values, attention's output, gate with up, down; then embedding and head."""
 
     matrices: ctypes.Array[Matrix]
     packed: NDArray[np.uint8]  # what they point into
@@ -84,7 +84,7 @@ def check(shape: Shape) -> None:
 
 
 def pack(library: ctypes.CDLL, checkpoint: Checkpoint, format: Format, threads: int) -> Weights:
-    """Read and pack everything. Raises `UsageError` for sizes that do not fit, `BrokenModel` for tensors that do not."""
+    """Read and pack everything. Raises `UsageError` for sizes, `BrokenModel` for tensors that do not fit."""
     shape = checkpoint.shape
     check(shape)
     plans = list(_plans(checkpoint, _KINDS[format]))

@@ -49,6 +49,7 @@ def html(report: Report) -> str:
             gap.ttft_curve if gap else None,
             report.requests,
             "; ".join(f"{row.label}: median {show_seconds(row.measures.ttft_s.p50)}" for row in rows),
+            "requests",
         ),
         distribution(
             "Time per output token",
@@ -57,6 +58,7 @@ def html(report: Report) -> str:
             gap.tpot_curve if gap else None,
             report.requests,
             "; ".join(f"{row.label}: median {show_seconds(row.measures.tpot_s.p50)}" for row in rows),
+            "requests",
         ),
         _tradeoff(rows),
     ]

@@ -1,0 +1,79 @@
+/* Products of all rows with some panels of a matrix, and what becomes of them. */
+#ifndef NUBES_LINEAR_H
+#define NUBES_LINEAR_H
+
+#include "kernels.h"
+
+enum { PUT, ADD, GATED };  /* stored, added to what is there, or silu(first half of a panel) * second half */
+enum { CACHED = 1 << 20 }; /* bytes of inputs that stay in a core's cache while weights pass by */
+
+/* Spread nibbles over bytes. */
+static void widen(const uint8_t *from, uint8_t *to, int groups) {
+    for (int g = 0; g < groups; g++, from += group_bytes(INT4), to += group_bytes(WIDE4)) {
+        memcpy(to, from, 128);
+        for (int i = 0; i < 8; i++) {
+            const vi v = load_i(from + 128 + 64 * i);
+            uint8_t *at = to + 128 + i / 2 * 256 + i % 2 * 64;
+            store_i(at, lower(v));
+            store_i(at + 128, upper(v));
+        }
+    }
+}
+
+INLINE void finish(int op, int rows, vf acc[][2], float *out, long stride, int panel, int columns) {
+    const int at = panel * PANEL;
+    for (int r = 0; r < rows; r++, out += stride) {
+        if (op == GATED) {
+            const vf gate = acc[r][0];
+            store(out + at / 2, gate / (splat(1) + exp16(-gate)) * acc[r][1]);
+        } else if (op == ADD) {
+            store(out + at, load(out + at) + acc[r][0]);
+            store(out + at + LANES, load(out + at + LANES) + acc[r][1]);
+        } else if (at + PANEL <= columns) {
+            store(out + at, acc[r][0]);
+            store(out + at + LANES, acc[r][1]);
+        } else {
+            memcpy(out + at, acc[r], sizeof(float) * (size_t)(columns - at));
+        }
+    }
+}
+
+INLINE void one_tile(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row,
+                     int op, float *out, long stride, int p, soon next) {
+    vf acc[ROWS][2];
+    multiply_kind(rows, m, panel, kind, in, row, next, acc);
+    finish(op, rows, acc, out + row * stride, stride, p, m->outputs);
+}
+
+static int panels(const matrix *m) { return (m->outputs + PANEL - 1) / PANEL; }
+
+/* What tile `i` of `tiles` fetches of the panel after this one. */
+INLINE soon ahead(const matrix *m, const uint8_t *panel, int i, int tiles) {
+    const int lines = (int)group_bytes(m->kind) / 64, each = (lines + tiles - 1) / tiles, done = i * each;
+    return (soon){panel + panel_bytes(m) + (long)done * 64 * (m->inputs / GROUP), done < lines ? each : 0};
+}
+
+/* Panels `begin` ... `end - 1`, panel by panel, each for all rows that the cache holds. `wide` has room for one panel
+   as WIDE4. */
+static void linear(const matrix *m, const inputs *in, int rows, int begin, int end, int op, float *out, long stride,
+                   uint8_t *wide) {
+    const int fit = CACHED / (m->inputs * (m->kind == FP32 ? 4 : 1)), most = fit > ROWS ? fit : ROWS;
+    const int chunks = (rows + most - 1) / most;
+    for (int c = 0; c < chunks; c++) {
+        const int start = (int)((long)rows * c / chunks), count = (int)((long)rows * (c + 1) / chunks) - start;
+        const int tiles = (count + ROWS - 1) / ROWS;
+        for (int p = begin; p < end; p++) {
+            const uint8_t *panel = m->data + p * panel_bytes(m);
+            const int spread = m->kind == INT4 && tiles > 1;
+            if (spread) widen(panel, wide, m->inputs / GROUP);
+            for (int i = 0; i < tiles; i++) {
+                const int row = start + count * i / tiles, n = start + count * (i + 1) / tiles - row;
+                const soon next = p + 1 < end ? ahead(m, panel, i, tiles) : (soon){NULL, 0};
+                FOR_ROWS(n, one_tile(N, m, spread ? wide : panel, spread ? WIDE4 : m->kind, in, row, op, out, stride, p,
+                                     next))
+            }
+        }
+    }
+}
+
+#endif
