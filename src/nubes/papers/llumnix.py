@@ -190,9 +190,7 @@ def scaled(ctx: Context) -> Result:
     return ctx.result(COST, costs, about, "simulated")
 
 
-def offered(
-    seed: int, count: int, mean: int, rate: float, cv: float = 1.0, urgent: float = 0.0
-) -> LLMWorkload:
+def offered(seed: int, count: int, mean: int, rate: float, cv: float = 1.0, urgent: float = 0.0) -> LLMWorkload:
     """Prompts and answers of power-law lengths."""
     import numpy as np
 
