@@ -18,7 +18,7 @@ from nubes.kernel.policy import make
 from nubes.llm.blocks import Idle
 from nubes.llm.seams import Batching, Ordering, Preemption, Retention
 from nubes.llm.sequence import DECODE, DONE, MOVING, PREFILL, SWAPPED, WAITING, Sequence
-from nubes.llm.state import State
+from nubes.llm.state import State, by_rank
 from nubes.llm.step import Chunk, Step
 from nubes.llm.tier import HostTier
 
@@ -39,7 +39,7 @@ class Scheduler:
         adapters: Mapping[str, int] = {},
         ahead: int = 8,
     ) -> None:
-        """`adapters`: blocks of each LoRA adapter. Those of the next `ahead` in line are copied before it is their turn."""
+        """`adapters`: blocks of each LoRA adapter; those of the next `ahead` in line are copied before their turn."""
         self.batching = cast(Batching, make("batching", batching))
         self.ordering = cast(Ordering, make("ordering", ordering))
         self.preemption = cast(Preemption, make("preemption", preemption))
@@ -101,6 +101,10 @@ class Scheduler:
                 state.waiting.remove(sequence)
                 sequence.state = DONE
                 self.shed.append(sequence)
+            if self.ordering.dynamic:
+                for sequence in state.waiting:
+                    sequence.rank = self.ordering.rank(sequence, now)
+                state.waiting.sort(key=by_rank)
         step = Step()
         if state.swapped:
             self._resume(step)

@@ -57,9 +57,11 @@ class Batching(Policy):
 class Ordering(Policy):
     """Which waiting request goes first, and what is refused when there is too much of it."""
 
+    dynamic: ClassVar[bool] = False  # whether ranks change while requests wait
+
     @decision
     def rank(self, sequence: Sequence, now: float) -> tuple[float, ...]:
-        """Asked once, when a request arrives: the smallest goes first."""
+        """The smallest goes first. Asked once, when a request arrives; if they change, before every step."""
         return (sequence.arrived_s,)
 
     @decision

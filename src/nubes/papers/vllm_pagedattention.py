@@ -8,8 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from nubes.llm.policies.vllm import PAPER
-from nubes.papers import Claim, Context, Result, above, at_least, at_most, below, between, reproduction
-from nubes.papers import paged_live
+from nubes.papers import Claim, Context, Result, above, at_least, at_most, below, between, paged_live, reproduction
 from nubes.papers.paging import recovery_s, sampled
 from nubes.papers.serving import capacity, normalised_s, requests, served, words
 
@@ -135,7 +134,9 @@ def run(ctx: Context) -> Iterator[Result]:
             use[rule].append(held(ctx, rule, seed, count))
     about = f"{words(workload)} opt-13b on an A100 with room for {SLOTS:,} tokens of KV."
     yield ctx.result(OVER_MAX, [a / b for a, b in zip(rates["paged"], rates["max"], strict=True)], about, "simulated")
-    yield ctx.result(OVER_ORACLE, [a / b for a, b in zip(rates["paged"], rates["oracle"], strict=True)], about, "simulated")
+    yield ctx.result(
+        OVER_ORACLE, [a / b for a, b in zip(rates["paged"], rates["oracle"], strict=True)], about, "simulated"
+    )
     yield ctx.result(USE_MAX, use["max"], about, "simulated")
     yield ctx.result(USE_PAGED, use["paged"], about, "simulated")
     yield from prefixes(ctx, model)

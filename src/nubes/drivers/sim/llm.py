@@ -281,6 +281,7 @@ class Run:
                 took = instance.model.seconds(each)
                 instance.busy_s += took
                 at = at + took if instance.stages is None else instance.stages.run(begun, took)
+        at = max(at, now + load.filled * instance.block_s)  # adapters come while the step runs
         for chunk in step.chunks:
             self.begun_s.setdefault(chunk.sequence.id, now)
         for sequence in step.resumed:

@@ -89,7 +89,9 @@ class Blender:
         self.computed = len(tokens)
         chosen, layer = np.arange(known), CHECK  # the texts' tokens that go on
         for factor in self.fusion.filters:
-            chosen, x, rows = self._check(layer, loads[layer], chosen, known, x, rows, round(factor * share * known), table)
+            chosen, x, rows = self._check(
+                layer, loads[layer], chosen, known, x, rows, round(factor * share * known), table
+            )
             runtime.forward(x, rows, layer, layer + 1)
             self.computed += len(x)
             layer += 1

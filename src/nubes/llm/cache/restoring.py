@@ -86,7 +86,9 @@ def like(rows: NDArray[np.float32], other: Any) -> Any:
     return torch.from_numpy(np.ascontiguousarray(rows)).to(other.device, other.dtype)
 
 
-def measured(runtime: Runtime, tokens: NDArray[np.int32], table: Sequence[int], bandwidth: float, tries: int = 3) -> Costs:
+def measured(
+    runtime: Runtime, tokens: NDArray[np.int32], table: Sequence[int], bandwidth: float, tries: int = 3
+) -> Costs:
     """A layer's costs on this machine, for a history of that many tokens; the best of some tries. `table` is written to."""
     s, n = runtime.shape, len(tokens)
     rows = causal([(table, 0, n)])

@@ -73,7 +73,9 @@ class Pensieve(Retention):
         if self.by == "conversation":
             return _conversations(idle, count)
         cost, chunk = self._cost, self.chunk
-        order = nsmallest(count, ((cost(-(-i.depth // chunk)) / (now - i.since_s + 1e-9), i.depth, i.block) for i in idle))
+        order = nsmallest(
+            count, ((cost(-(-i.depth // chunk)) / (now - i.since_s + 1e-9), i.depth, i.block) for i in idle)
+        )
         return [block for _, _, block in order]
 
     def _cost(self, chunks: int) -> float:
