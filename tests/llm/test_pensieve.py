@@ -27,9 +27,7 @@ from tests.llm.toy import ask, engine, plain
     st.integers(1, 40),
 )
 def test_the_lowest_value_goes_first(blocks: list[tuple[int, float, int]], count: int) -> None:
-    idle = {
-        nth: Idle(nth, nth, depth * 16, str(session), since) for nth, (depth, since, session) in enumerate(blocks)
-    }
+    idle = {nth: Idle(nth, nth, depth * 16, str(session), since) for nth, (depth, since, session) in enumerate(blocks)}
     count = min(count, len(idle))
     policy = Pensieve(chunk=32, balance=1000)
 
@@ -70,7 +68,9 @@ def test_unknown_order() -> None:
 
 def test_a_history_with_a_hole_is_two_chunks_of_one_step() -> None:
     """Its beginning was dropped, its middle is there: both ends are computed at once, and nothing else."""
-    scheduler = Scheduler(12, block_size=4, host_blocks=0, retention="pensieve(chunk=4)", batching="orca(reserve=paged)")
+    scheduler = Scheduler(
+        12, block_size=4, host_blocks=0, retention="pensieve(chunk=4)", batching="orca(reserve=paged)"
+    )
     keys = [("a", nth) for nth in range(10)]
 
     def turn(id: int, prompt: int, limit: int, of: list[tuple[str, int]], now: float) -> list[tuple[int, int]]:

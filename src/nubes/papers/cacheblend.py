@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from nubes.llm.policies.cacheblend import PAPER, CacheBlend
@@ -67,7 +68,7 @@ TTFT_SLOW = Claim(
 )  # fmt: skip
 RATE = Claim(
     "More requests a second at the same bound.",
-    "highest rate with a mean TTFT of at most 3 times that of a lone full prefill, share 0.15 / full, llama-2-70b, 8 GB/s",
+    "highest rate with a mean TTFT of at most 3 times a lone full prefill's, share 0.15 / full, llama-2-70b, 8 GB/s",
     "fusion=exact", at_least(2.5), "2.8 to 5 times",
 )  # fmt: skip
 CLAIMS = (CLOSER, MONOTONE, EXACT, CHOSEN, AGREES, TTFT, DISK, TTFT_7B, TTFT_70B, TTFT_SLOW, RATE)
@@ -131,7 +132,7 @@ def lengths(ctx: Context, seed: int) -> list[tuple[int, int]]:
 def blended(
     model: StepModel, llm: Llm, known: int, rest: int, share: float, bandwidth: float
 ) -> tuple[float, float, float]:
-    """(seconds to the first token alone, of these computing, seconds of loading): a layer loads while another computes."""
+    """(seconds to the first token alone, those computing, those loading): a layer loads while another computes."""
     from nubes.llm.load import Load
 
     going = int(share * known) + rest
@@ -227,7 +228,7 @@ def live(ctx: Context) -> Iterator[Result]:
         mean = {share: float(np.mean(of)) for share, of in distance.items()}
         line = [mean[share] for share in SHARES]
         measured[CLOSER].append(mean[SHARE] / mean[0.0])
-        measured[MONOTONE].append(float(sum(b > a for a, b in zip(line, line[1:], strict=False))))
+        measured[MONOTONE].append(float(sum(b > a for a, b in pairwise(line))))
         measured[EXACT].append(max(off))
         measured[CHOSEN].append(mean["random"] / mean[SHARE])
         measured[AGREES].append(float(np.mean(agree["blend"]) - np.mean(agree["reuse"])))
@@ -280,7 +281,11 @@ def divergence(want: NDArray[np.float32], got: NDArray[np.float32]) -> float:
 
 
 def greedy(
-    runtime: Any, table: list[int], texts: list[list[int]], rest: list[int], logits: NDArray[np.float32],
+    runtime: Any,
+    table: list[int],
+    texts: list[list[int]],
+    rest: list[int],
+    logits: NDArray[np.float32],
     along: NDArray[np.int64] | None,
 ) -> NDArray[np.int64]:
     """The likeliest token at 16 places: after its own choices, or after those of another answer."""

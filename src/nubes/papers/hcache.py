@@ -47,8 +47,9 @@ GOES_ON = Claim(
     at_most(0.0),
 )  # fmt: skip
 NEVER_WORSE = Claim(
-    "It is never slower than the better of the two.", "time / min(KV load, recomputation), worst of the bandwidths, live",
-    "restoration=kv, restoration=tokens", at_most(1.05),
+    "It is never slower than the better of the two.",
+    "time / min(KV load, recomputation), worst of the bandwidths, live", "restoration=kv, restoration=tokens",
+    at_most(1.05),
 )  # fmt: skip
 OVER_KV = Claim(
     "In the middle it beats loading KV.", "time, KV load / hcache at its best bandwidth, live", "restoration=kv",
@@ -94,9 +95,9 @@ def simulated(ctx: Context) -> Iterator[Result]:
             over_kv.append(times["kv"] / times["hcache"])
             over_again.append(times["tokens"] / times["hcache"])
         about = (
-            f"{source}: {len(pairs):,} requests that continue a history (mean {np.mean([old for old, _ in pairs]):,.0f} "
-            f"tokens, then {np.mean([new for _, new in pairs]):,.0f} new ones), each alone on llama-2-7b on an A100, SSD "
-            f"of {SSD / 1e9:g} GB/s; new tokens follow layer by layer."
+            f"{source}: {len(pairs):,} requests that continue a history (mean "
+            f"{np.mean([old for old, _ in pairs]):,.0f} tokens, then {np.mean([new for _, new in pairs]):,.0f} new ones), each alone on llama-2-7b on an A100, "
+            f"SSD of {SSD / 1e9:g} GB/s; new tokens follow layer by layer."
         )
         yield ctx.result(kv, over_kv, about, "simulated")
         yield ctx.result(again, over_again, about, "simulated")
@@ -218,8 +219,8 @@ def live(ctx: Context) -> Iterator[Result]:
         values[STORAGE].append(stored_bytes(Plan(kv=runtime.shape.layers), costs) / inputs)
     values[SAME], values[GOES_ON] = [max(values[SAME])], [max(values[GOES_ON])]
     about = (
-        f"{count:,} tokens with smollm2-135m (fp32), a KV head for each query head, states in files read at the speed that "
-        "makes loading KV take 10, 25, 50 and 100 % of recomputation; the best of two tries each."
+        f"{count:,} tokens with smollm2-135m (fp32), a KV head for each query head, states in files read at the speed "
+        "that makes loading KV take 10, 25, 50 and 100 % of recomputation; the best of two tries each."
     )
     runtime.close()
     shape = checkpoint.shape
