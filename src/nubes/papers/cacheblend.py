@@ -196,7 +196,7 @@ def live(ctx: Context) -> Iterator[Result]:
     table = list(range(blocks))
     measured: dict[Claim, list[float]] = {claim: [] for claim in LIVE}
     for seed in ctx.each("documents"):
-        prompts = documents(checkpoint.tokens, seed, ctx.pick(4, 100))
+        prompts = documents(checkpoint.tokens, seed, ctx.pick(8, 100))
         distance: dict[Any, list[float]] = {}
         agree: dict[str, list[float]] = {"reuse": [], "blend": []}
         off, ttft, disk = [], [], []

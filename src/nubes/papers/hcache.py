@@ -96,8 +96,8 @@ def simulated(ctx: Context) -> Iterator[Result]:
             over_again.append(times["tokens"] / times["hcache"])
         about = (
             f"{source}: {len(pairs):,} requests that continue a history (mean "
-            f"{np.mean([old for old, _ in pairs]):,.0f} tokens, then {np.mean([new for _, new in pairs]):,.0f} new ones), each alone on llama-2-7b on an A100, "
-            f"SSD of {SSD / 1e9:g} GB/s; new tokens follow layer by layer."
+            f"{np.mean([old for old, _ in pairs]):,.0f} tokens, then {np.mean([new for _, new in pairs]):,.0f} new "
+            f"ones), each alone on llama-2-7b on an A100, SSD of {SSD / 1e9:g} GB/s; new tokens follow layer by layer."
         )
         yield ctx.result(kv, over_kv, about, "simulated")
         yield ctx.result(again, over_again, about, "simulated")

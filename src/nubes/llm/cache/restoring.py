@@ -16,7 +16,7 @@ from nubes.llm.runtime.rows import Runtime, causal
 
 
 class Restorer:
-    """Histories of one runtime that may lose their KV. Made for one plan: what is stored of a layer is what it needs."""
+    """Histories of one runtime that may lose their KV. Made for one plan: what is stored is what it needs."""
 
     def __init__(self, runtime: Runtime, store: ChunkStore, plan: Plan) -> None:
         self.runtime = runtime

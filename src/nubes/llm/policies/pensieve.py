@@ -30,8 +30,9 @@ class Pensieve(Retention):
 
     A chunk costs more the later it stands in its context, since it attends to more: so of one conversation the
     beginning goes first, and when it comes back only that is computed again. While less than `low` of the device's
-    memory can be had at once, `batch` blocks a step are copied to host memory. `profile` are (context, seconds to compute a chunk that ends
-    there), ascending; without one, a token costs twice as much at a context of `balance` as at the beginning.
+    memory can be had at once, `batch` blocks a step are copied to host memory. `profile` are (context, seconds to
+    compute a chunk that ends there), ascending; without one, a token costs twice as much at a context of `balance` as
+    at the beginning.
     `by` is `value`, or to compare: `lru` (unused for longest first, of a conversation its end) or
     `conversation` (the same, and always whole ones).
     """
