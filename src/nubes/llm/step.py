@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING
 
 from nubes.llm.load import Load
@@ -43,3 +44,9 @@ class Step:
         self.loads: list[tuple[int, int]] = []
         self.fills: list[Fill] = []
         self.load = Load()
+
+    def without(self, chunks: list[Chunk]) -> Step:
+        """The same step, some of its chunks left out. It weighs what it did."""
+        other = copy(self)
+        other.chunks = [chunk for chunk in self.chunks if chunk not in chunks]
+        return other
