@@ -9,7 +9,7 @@ import asyncio
 import threading
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,7 +24,7 @@ from nubes.llm.choice import Choice, Job
 from nubes.llm.content import BlockKeys
 from nubes.llm.errors import ContextTooLong
 from nubes.llm.host import HostMemory
-from nubes.llm.live import Stats, Tokens
+from nubes.llm.live import Deltas, Stats, Tokens
 from nubes.llm.lora.paging import Fill
 from nubes.llm.lora.segments import Placed
 from nubes.llm.lora.store import Store
@@ -37,7 +37,9 @@ from nubes.llm.step import Step
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from nubes.llm.recording import Recorder
     from nubes.llm.runtime.rows import Runtime
+    from nubes.llm.seams import Retention
 
 SHED = "The engine is overloaded: the request was refused while it waited."
 NAN = "The model's output is not a number: this prompt, or the weights, break it."
@@ -56,24 +58,29 @@ class LocalEngine:
         batching: str | None = None,
         ordering: str | None = None,
         preemption: str | None = None,
-        retention: str | None = None,
+        retention: str | Retention | None = None,
+        host_blocks: int | None = None,
         max_waiting: int = 1024,
+        store: Store | None = None,
         seed: int = 0,
+        recorder: Recorder | None = None,
     ) -> None:
         self.name = name
         self.tokens = tokens
         self.context = runtime.shape.context
         self.max_waiting = max_waiting
+        self.recorder = recorder  # told of every step and answer
         self.runtime = runtime
-        self.store = Store(runtime)
+        self.store = store or Store(runtime)
         self._schedule = partial(
-            Scheduler, runtime.blocks, block_size=runtime.block_size, batching=batching, ordering=ordering,
-            preemption=preemption, retention=retention, adapters=self.store.sizes,
+            Scheduler, runtime.blocks, block_size=runtime.block_size, host_blocks=host_blocks, batching=batching,
+            ordering=ordering, preemption=preemption, retention=retention, adapters=self.store.sizes,
         )  # fmt: skip
         self.scheduler = self._schedule()
-        self._host = HostMemory(runtime, len(self.scheduler.state.host))
+        self._host = HostMemory(runtime, self.scheduler.state.host.size)
         self._rng = np.random.default_rng(seed)
         self._inbox: deque[tuple[str, Job]] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._choices: dict[int, Choice] = {}
@@ -86,7 +93,7 @@ class LocalEngine:
 
     # -- for those who ask ----------------------------------------------------------------------------------------
 
-    def generate(self, request: Request) -> AsyncIterator[Delta]:
+    def generate(self, request: Request) -> Deltas:
         """Deltas of all choices as they come. Raises `UsageError`, `ContextTooLong` or `Overloaded` at once."""
         self._refuse(request)
         job = Job(request, asyncio.get_running_loop())
@@ -141,11 +148,20 @@ class LocalEngine:
     def _send(self, what: str, job: Job) -> None:
         with self._wake:
             self._inbox.append((what, job))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"nubes-llm-{self.name}", daemon=True)
-                self._progress_s = monotonic()
-                self._thread.start()
-            self._wake.notify()
+            self._awake()
+
+    def between(self, call: Callable[[], None]) -> None:
+        """Has the engine's thread call something between two steps."""
+        with self._wake:
+            self._calls.append(call)
+            self._awake()
+
+    def _awake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=f"nubes-llm-{self.name}", daemon=True)
+            self._progress_s = monotonic()
+            self._thread.start()
+        self._wake.notify()
 
     def stats(self) -> Stats:
         """Counters and gauges, read without stopping the engine."""
@@ -177,34 +193,45 @@ class LocalEngine:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._inbox and self.scheduler.idle and not self._stopping:
+                while not (self._inbox or self._calls or self._stopping) and self.scheduler.idle:
                     self._wake.wait()
                     self._progress_s = monotonic()
                 inbox, self._inbox = self._inbox, deque()
             if self._stopping:
                 self._fail("abort", "The engine was stopped.", [job for _, job in inbox])
                 return
+            begun = monotonic()
             try:
                 for what, job in inbox:
                     self._arrive(job) if what == "arrive" else self._cancel(job)
-                self._turn()
+                while self._calls:
+                    self._calls.popleft()()
+                step = self._turn()
+                if step is not None and self.recorder is not None:
+                    self.recorder.step(step.load, monotonic() - begun)
             except Exception as error:  # whatever it was, nobody waits for ever, and the next request finds an engine
                 traceback.print_exc()
                 self._fail("error", f"The engine failed: {type(error).__name__}.", [job for _, job in inbox])
                 self.scheduler = self._schedule()
             self._progress_s = monotonic()
 
-    def _turn(self) -> None:
+    def _turn(self) -> Step | None:
+        """The next step, if there is one."""
         step = self.scheduler.compose(monotonic())
         for sequence in self.scheduler.shed:
             self._drop(sequence, "abort", SHED)
         self.scheduler.shed.clear()
         if step is not None:
             self._step(step)
+        return step
 
     def _arrive(self, job: Job) -> None:
-        if job.gone:
-            return
+        choice = None if job.gone else self._choice(job)
+        if choice is not None:
+            self.scheduler.arrive(choice.sequence, monotonic())
+
+    def _choice(self, job: Job) -> Choice | None:
+        """The first answer to a request, with what it has from elsewhere; None if it does not fit, which is told."""
         request, sampling = job.request, job.request.sampling
         limit = self.context - len(request.prompt)
         if sampling.max_tokens is not None:
@@ -224,12 +251,15 @@ class LocalEngine:
                 size = self.runtime.blocks * self.runtime.block_size
                 why = f"{request.n} x {len(request.prompt)} + {limit} tokens do not fit the KV memory of {size}."
                 self._tell([(job, Delta(index, finish="error", error=why)) for index in range(request.n)])
-                return
+                return None
         choice = Choice(job, 0, sequence, list(request.prompt), keys, self.tokens, self._seed(job))
         job.choices.append(choice)
         self._choices[sequence.id] = choice
         self._counts.prompt_tokens += len(request.prompt)
-        self.scheduler.arrive(sequence, monotonic())
+        if job.said:
+            choice.resume(job.said, job.state)
+            sequence.resume(len(choice.text))
+        return choice
 
     def _seed(self, job: Job) -> int:
         seed = job.request.sampling.seed
@@ -240,6 +270,8 @@ class LocalEngine:
         for choice in job.choices:
             if self._choices.pop(choice.sequence.id, None) is not None:
                 self.scheduler.cancel(choice.sequence, monotonic())
+                if self.recorder is not None:
+                    self.recorder.request(choice.sequence, monotonic(), "abort")
 
     def _drop(self, sequence: Sequence, finish: Finish, why: str) -> None:
         """Nothing more comes of a sequence that the scheduler has let go of."""
@@ -318,6 +350,8 @@ class LocalEngine:
             if delta.finish is not None:
                 self.scheduler.finish(sequence, now)
                 del self._choices[sequence.id]
+                if self.recorder is not None:
+                    self.recorder.request(sequence, now, delta.finish)
         self._counts.generation_tokens += len(told)
         self._tell(told)
 
