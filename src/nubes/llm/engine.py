@@ -9,6 +9,7 @@ import asyncio
 import threading
 import traceback
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from nubes.llm.recording import Recorder
     from nubes.llm.runtime.rows import Runtime
+    from nubes.llm.seams import Retention
 
 SHED = "The engine is overloaded: the request was refused while it waited."
 NAN = "The model's output is not a number: this prompt, or the weights, break it."
@@ -56,8 +58,10 @@ class LocalEngine:
         batching: str | None = None,
         ordering: str | None = None,
         preemption: str | None = None,
-        retention: str | None = None,
+        retention: str | Retention | None = None,
+        host_blocks: int | None = None,
         max_waiting: int = 1024,
+        store: Store | None = None,
         seed: int = 0,
         recorder: Recorder | None = None,
     ) -> None:
@@ -67,15 +71,16 @@ class LocalEngine:
         self.max_waiting = max_waiting
         self.recorder = recorder  # told of every step and answer
         self.runtime = runtime
-        self.store = Store(runtime)
+        self.store = store or Store(runtime)
         self._schedule = partial(
-            Scheduler, runtime.blocks, block_size=runtime.block_size, batching=batching, ordering=ordering,
-            preemption=preemption, retention=retention, adapters=self.store.sizes,
+            Scheduler, runtime.blocks, block_size=runtime.block_size, host_blocks=host_blocks, batching=batching,
+            ordering=ordering, preemption=preemption, retention=retention, adapters=self.store.sizes,
         )  # fmt: skip
         self.scheduler = self._schedule()
-        self._host = HostMemory(runtime, len(self.scheduler.state.host))
+        self._host = HostMemory(runtime, self.scheduler.state.host.size)
         self._rng = np.random.default_rng(seed)
         self._inbox: deque[tuple[str, Job]] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._choices: dict[int, Choice] = {}
@@ -143,11 +148,20 @@ class LocalEngine:
     def _send(self, what: str, job: Job) -> None:
         with self._wake:
             self._inbox.append((what, job))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"nubes-llm-{self.name}", daemon=True)
-                self._progress_s = monotonic()
-                self._thread.start()
-            self._wake.notify()
+            self._awake()
+
+    def between(self, call: Callable[[], None]) -> None:
+        """Has the engine's thread call something between two steps."""
+        with self._wake:
+            self._calls.append(call)
+            self._awake()
+
+    def _awake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=f"nubes-llm-{self.name}", daemon=True)
+            self._progress_s = monotonic()
+            self._thread.start()
+        self._wake.notify()
 
     def stats(self) -> Stats:
         """Counters and gauges, read without stopping the engine."""
@@ -179,7 +193,7 @@ class LocalEngine:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._inbox and self.scheduler.idle and not self._stopping:
+                while not (self._inbox or self._calls or self._stopping) and self.scheduler.idle:
                     self._wake.wait()
                     self._progress_s = monotonic()
                 inbox, self._inbox = self._inbox, deque()
@@ -190,6 +204,8 @@ class LocalEngine:
             try:
                 for what, job in inbox:
                     self._arrive(job) if what == "arrive" else self._cancel(job)
+                while self._calls:
+                    self._calls.popleft()()
                 step = self._turn()
                 if step is not None and self.recorder is not None:
                     self.recorder.step(step.load, monotonic() - begun)
@@ -210,8 +226,12 @@ class LocalEngine:
         return step
 
     def _arrive(self, job: Job) -> None:
-        if job.gone:
-            return
+        choice = None if job.gone else self._choice(job)
+        if choice is not None:
+            self.scheduler.arrive(choice.sequence, monotonic())
+
+    def _choice(self, job: Job) -> Choice | None:
+        """The first answer to a request, with what it has from elsewhere; None if it does not fit, which is told."""
         request, sampling = job.request, job.request.sampling
         limit = self.context - len(request.prompt)
         if sampling.max_tokens is not None:
@@ -231,12 +251,15 @@ class LocalEngine:
                 size = self.runtime.blocks * self.runtime.block_size
                 why = f"{request.n} x {len(request.prompt)} + {limit} tokens do not fit the KV memory of {size}."
                 self._tell([(job, Delta(index, finish="error", error=why)) for index in range(request.n)])
-                return
+                return None
         choice = Choice(job, 0, sequence, list(request.prompt), keys, self.tokens, self._seed(job))
         job.choices.append(choice)
         self._choices[sequence.id] = choice
         self._counts.prompt_tokens += len(request.prompt)
-        self.scheduler.arrive(sequence, monotonic())
+        if job.said:
+            choice.resume(job.said, job.state)
+            sequence.resume(len(choice.text))
+        return choice
 
     def _seed(self, job: Job) -> int:
         seed = job.request.sampling.seed

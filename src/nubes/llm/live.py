@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -71,13 +71,28 @@ class Engine(Protocol):
     tokens: Tokens
 
     @property
-    def adapters(self) -> Sequence[str]: ...
+    def adapters(self) -> Sequence[str]:
+        """Names of the LoRA adapters that requests may ask for."""
+        ...
 
     def generate(self, request: Request) -> Deltas:
         """Deltas of all `n` choices as they come. Raises `UsageError`, `ContextTooLong` or `Overloaded` at once."""
         ...
 
     def stats(self) -> Stats: ...
+
+
+@runtime_checkable
+class Adapting(Protocol):
+    """An engine whose LoRA adapters come and go while it serves."""
+
+    def load_adapter(self, name: str, path: str) -> None:
+        """From a folder as PEFT saves it. Raises `UsageError`, `NotFound`, `BrokenModel`."""
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Requests that have it go on. Raises `NotFound`."""
+        ...
 
 
 class Embedder(Protocol):

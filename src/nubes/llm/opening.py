@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from nubes.kernel.errors import UsageError
@@ -25,10 +26,12 @@ def open_engine(
     device: str = "auto",
     threads: int | None = None,
     kv_memory: str = "1GiB",
+    adapters: Mapping[str, str] = {},
     **options: Any,
 ) -> LocalEngine:
     """An engine for a model that `nubes.llm.checkpoint.find` knows. `options` are those of `LocalEngine`.
 
+    `adapters`: folders of LoRA adapters by name.
     `device`: `cuda` if there is one with `auto`, else `cpu`. `format`: of the weights. Raises `NotFound`, `UsageError`,
     `BrokenModel`.
     """
@@ -37,7 +40,10 @@ def open_engine(
 
     checkpoint = load(model)
     runtime = open_runtime(checkpoint, format, device, threads, size_bytes(kv_memory, "kv_memory"))
-    return LocalEngine(checkpoint.name, runtime, checkpoint.tokens, **options)
+    engine = LocalEngine(checkpoint.name, runtime, checkpoint.tokens, **options)
+    for name, path in adapters.items():
+        engine.load_adapter(name, path)
+    return engine
 
 
 def open_runtime(

@@ -25,8 +25,9 @@ class Chunk(msgspec.Struct, eq=False):
 class Step(msgspec.Struct, eq=False):
     """What the engine is to do next: `loads`, `saves`, `copies`, then the chunks and, if `decodes`, all decodes.
 
-    `loads` are (host, device) blocks that return with the sequences in `resumed`, `saves` (device, host) blocks that
-    leave, `copies` (from, to) blocks. The order matters: a step may write to what an earlier part of it has read.
+    `loads` are (host, device) blocks that return, with the sequences in `resumed` or because a prompt was found there;
+    `saves` (device, host) blocks that leave, or are copied ahead of time; `copies` (from, to) blocks. The order
+    matters: a step may write to what an earlier part of it has read.
     `fills` are parts of adapters, for later steps: they may be copied meanwhile.
     """
 
