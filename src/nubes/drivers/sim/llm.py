@@ -18,6 +18,7 @@ import numpy as np
 from nubes.drivers.sim.stages import Stages
 from nubes.llm.load import StepModel
 from nubes.llm.scheduler import Scheduler
+from nubes.llm.seams import Batching
 from nubes.llm.sequence import DECODE, Sequence
 from nubes.llm.step import Step
 
@@ -277,7 +278,9 @@ class Run:
         load = step.load
         begun = at = now if instance.overlap else now + load.moved * instance.block_s
         if load.prefill_rows or load.decodes:
-            for each in instance.scheduler.batching.passes(step, instance.scheduler.state):
+            scheduler = instance.scheduler
+            plain = type(scheduler.batching).passes is Batching.passes
+            for each in (load,) if plain else scheduler.batching.passes(step, scheduler.state):
                 took = instance.model.seconds(each)
                 instance.busy_s += took
                 at = at + took if instance.stages is None else instance.stages.run(begun, took)
