@@ -6,7 +6,8 @@ Policies look at a `State` (and the sequences in it) and change nothing there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence as Many
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from nubes.kernel.policy import Policy, decision, seam
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from nubes.llm.blocks import Idle
     from nubes.llm.load import Load
     from nubes.llm.sequence import Sequence
+    from nubes.llm.speculative.tree import Tree
     from nubes.llm.state import State
     from nubes.llm.step import Step
 
@@ -95,3 +97,37 @@ class Retention(Policy):
     def victims(self, idle: Mapping[int, Idle], count: int, now: float) -> Iterable[int]:
         """`count` of the idle blocks; they stand in the order in which they fell idle."""
         return [block for block, _ in zip(idle, range(count), strict=False)]
+
+
+class Draft(Protocol):
+    """What guesses the continuation of one sequence."""
+
+    def draft(self, text: Many[int], widths: Many[int]) -> Tree:
+        """Up to `widths[i]` guesses after each guess at depth i - 1. `text` is that of the last call, and more."""
+        ...
+
+
+@seam("speculation", default="off")
+class Speculation(Policy):
+    """How many tokens are guessed ahead of each answer, to be verified in one step, and by what.
+
+    It learns from what came of its guesses.
+    """
+
+    @decision
+    def widths(self, state: State, load: Load) -> tuple[int, ...]:
+        """For each decoding sequence, how many guesses after each one, by depth; () for none.
+
+        `load` is that of the step so far, which decodes.
+        """
+        return ()
+
+    def draft(self) -> Draft | None:
+        """What guesses for one sequence; None if nothing ever does."""
+        return None
+
+    def verified(self, path: Many[tuple[int, int]]) -> None:
+        """By depth, of one sequence: how many guesses stood beside each other, and which held, or -1."""
+
+    def ran(self, load: Load, seconds: float) -> None:
+        """A step took so long, guessing and choosing tokens included."""

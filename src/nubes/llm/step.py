@@ -23,19 +23,32 @@ class Chunk:
         self.last = last
 
 
+class Guess:
+    """So many rows of a decoding sequence, in the slots behind its last token's; `held`: blocks it had before."""
+
+    __slots__ = ("held", "rows", "sequence")
+
+    def __init__(self, sequence: Sequence, rows: int, held: int) -> None:
+        self.sequence = sequence
+        self.rows = rows
+        self.held = held
+
+
 class Step:
     """What the engine is to do next: `loads`, `saves`, `copies`, then the chunks and, if `decodes`, all decodes.
 
     `loads` are (host, device) blocks that return with the sequences in `resumed`, `saves` (device, host) blocks that
     leave, `copies` (from, to) blocks. The order matters: a step may write to what an earlier part of it has read.
+    `guesses` are rows beside those of the decodes, of which some may hold.
     `fills` are parts of adapters, for later steps: they may be copied meanwhile.
     """
 
-    __slots__ = ("chunks", "copies", "decodes", "fills", "load", "loads", "resumed", "saves")
+    __slots__ = ("chunks", "copies", "decodes", "fills", "guesses", "load", "loads", "resumed", "saves")
 
     def __init__(self) -> None:
         self.chunks: list[Chunk] = []
         self.decodes = False
+        self.guesses: list[Guess] = []
         self.copies: list[tuple[int, int]] = []
         self.resumed: list[Sequence] = []
         self.saves: list[tuple[int, int]] = []
