@@ -102,7 +102,6 @@ class Choice:
 def _constraint(request: Request, tokens: Tokens) -> Constraint | None:
     if request.sampling.grammar is None:
         return None
-    from nubes.llm.lora.adapter import Adapter
     from nubes.llm.structured import Constraint
 
     return Constraint(request.sampling.grammar, tokens)

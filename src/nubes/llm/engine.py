@@ -9,7 +9,6 @@ import asyncio
 import threading
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,7 +23,7 @@ from nubes.llm.choice import Choice, Job
 from nubes.llm.content import BlockKeys
 from nubes.llm.errors import ContextTooLong
 from nubes.llm.host import HostMemory
-from nubes.llm.live import Stats, Tokens
+from nubes.llm.live import Deltas, Stats, Tokens
 from nubes.llm.lora.paging import Fill
 from nubes.llm.lora.segments import Placed
 from nubes.llm.lora.store import Store
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
 
     from nubes.llm.recording import Recorder
     from nubes.llm.runtime.rows import Runtime
+    from nubes.llm.seams import Retention, Speculation
 
 SHED = "The engine is overloaded: the request was refused while it waited."
 NAN = "The model's output is not a number: this prompt, or the weights, break it."
@@ -58,9 +58,11 @@ class LocalEngine:
         batching: str | None = None,
         ordering: str | None = None,
         preemption: str | None = None,
-        retention: str | None = None,
-        speculation: str | None = None,
+        retention: str | Retention | None = None,
+        speculation: str | Speculation | None = None,
+        host_blocks: int | None = None,
         max_waiting: int = 1024,
+        store: Store | None = None,
         seed: int = 0,
         recorder: Recorder | None = None,
     ) -> None:
@@ -70,13 +72,14 @@ class LocalEngine:
         self.max_waiting = max_waiting
         self.recorder = recorder  # told of every step and answer
         self.runtime = runtime
-        self.store = Store(runtime)
+        self.store = store or Store(runtime)
         self._schedule = partial(
-            Scheduler, runtime.blocks, block_size=runtime.block_size, batching=batching, ordering=ordering,
-            preemption=preemption, retention=retention, speculation=speculation, adapters=self.store.sizes,
+            Scheduler, runtime.blocks, block_size=runtime.block_size, host_blocks=host_blocks, batching=batching,
+            ordering=ordering, preemption=preemption, retention=retention, speculation=speculation,
+            adapters=self.store.sizes,
         )  # fmt: skip
         self.scheduler = self._schedule()
-        self._host = HostMemory(runtime, len(self.scheduler.state.host))
+        self._host = HostMemory(runtime, self.scheduler.state.host.size)
         self._rng = np.random.default_rng(seed)
         self._inbox: deque[tuple[str, Job]] = deque()
         self._wake = threading.Condition()
@@ -91,7 +94,7 @@ class LocalEngine:
 
     # -- for those who ask ----------------------------------------------------------------------------------------
 
-    def generate(self, request: Request) -> AsyncIterator[Delta]:
+    def generate(self, request: Request) -> Deltas:
         """Deltas of all choices as they come. Raises `UsageError`, `ContextTooLong` or `Overloaded` at once."""
         self._refuse(request)
         job = Job(request, asyncio.get_running_loop())

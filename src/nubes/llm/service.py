@@ -29,6 +29,7 @@ class Service:
         """Reads and packs the weights. Forks share them, and none of them starts a thread before its first step."""
         from nubes.llm.checkpoint import find, load
         from nubes.llm.embedding import Encoder, is_encoder
+        from nubes.llm.lora.store import Store
         from nubes.llm.opening import open_runtime
 
         spec = self.spec
@@ -40,6 +41,9 @@ class Service:
         self.runtime: Runtime = open_runtime(
             self.checkpoint, spec.format, spec.device, spec.threads or None, spec.kv_memory_bytes
         )
+        self.store = Store(self.runtime)
+        for name, folder in spec.adapters.items():
+            self.store.load(name, folder)
         _warm(self.tokens)
 
     @enter()
@@ -59,6 +63,7 @@ class Service:
             preemption=spec.preemption or None,
             retention=spec.retention or None,
             max_waiting=spec.max_waiting,
+            store=self.store,
         )
 
     @exit()

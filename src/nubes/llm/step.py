@@ -37,8 +37,9 @@ class Guess:
 class Step:
     """What the engine is to do next: `loads`, `saves`, `copies`, then the chunks and, if `decodes`, all decodes.
 
-    `loads` are (host, device) blocks that return with the sequences in `resumed`, `saves` (device, host) blocks that
-    leave, `copies` (from, to) blocks. The order matters: a step may write to what an earlier part of it has read.
+    `loads` are (host, device) blocks that return, with the sequences in `resumed` or because a prompt was found there;
+    `saves` (device, host) blocks that leave, or are copied ahead of time; `copies` (from, to) blocks. The order
+    matters: a step may write to what an earlier part of it has read.
     `guesses` are rows beside those of the decodes, of which some may hold.
     `fills` are parts of adapters, for later steps: they may be copied meanwhile.
     """

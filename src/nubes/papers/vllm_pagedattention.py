@@ -8,8 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from nubes.llm.policies.vllm import PAPER
-from nubes.papers import Claim, Context, Result, above, at_least, at_most, below, between, reproduction
-from nubes.papers import paged_live
+from nubes.papers import Claim, Context, Result, above, at_least, at_most, below, between, paged_live, reproduction
 from nubes.papers.paging import recovery_s, sampled
 from nubes.papers.serving import capacity, normalised_s, requests, served, words
 
