@@ -9,6 +9,7 @@ import asyncio
 import threading
 import traceback
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -82,6 +83,7 @@ class LocalEngine:
         self._host = HostMemory(runtime, self.scheduler.state.host.size)
         self._rng = np.random.default_rng(seed)
         self._inbox: deque[tuple[str, Job]] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._choices: dict[int, Choice] = {}
@@ -149,11 +151,20 @@ class LocalEngine:
     def _send(self, what: str, job: Job) -> None:
         with self._wake:
             self._inbox.append((what, job))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"nubes-llm-{self.name}", daemon=True)
-                self._progress_s = monotonic()
-                self._thread.start()
-            self._wake.notify()
+            self._awake()
+
+    def between(self, call: Callable[[], None]) -> None:
+        """Has the engine's thread call something between two steps."""
+        with self._wake:
+            self._calls.append(call)
+            self._awake()
+
+    def _awake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=f"nubes-llm-{self.name}", daemon=True)
+            self._progress_s = monotonic()
+            self._thread.start()
+        self._wake.notify()
 
     def stats(self) -> Stats:
         """Counters and gauges, read without stopping the engine."""
@@ -185,7 +196,7 @@ class LocalEngine:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._inbox and self.scheduler.idle and not self._stopping:
+                while not (self._inbox or self._calls or self._stopping) and self.scheduler.idle:
                     self._wake.wait()
                     self._progress_s = monotonic()
                 inbox, self._inbox = self._inbox, deque()
@@ -196,6 +207,8 @@ class LocalEngine:
             try:
                 for what, job in inbox:
                     self._arrive(job) if what == "arrive" else self._cancel(job)
+                while self._calls:
+                    self._calls.popleft()()
                 step = self._turn()
                 if step is not None:
                     took_s = monotonic() - begun
@@ -219,8 +232,12 @@ class LocalEngine:
         return step
 
     def _arrive(self, job: Job) -> None:
-        if job.gone:
-            return
+        choice = None if job.gone else self._choice(job)
+        if choice is not None:
+            self.scheduler.arrive(choice.sequence, monotonic())
+
+    def _choice(self, job: Job) -> Choice | None:
+        """The first answer to a request, with what it has from elsewhere; None if it does not fit, which is told."""
         request, sampling = job.request, job.request.sampling
         limit = self.context - len(request.prompt)
         if sampling.max_tokens is not None:
@@ -240,12 +257,15 @@ class LocalEngine:
                 size = self.runtime.blocks * self.runtime.block_size
                 why = f"{request.n} x {len(request.prompt)} + {limit} tokens do not fit the KV memory of {size}."
                 self._tell([(job, Delta(index, finish="error", error=why)) for index in range(request.n)])
-                return
+                return None
         choice = Choice(job, 0, sequence, list(request.prompt), keys, self.tokens, self._seed(job))
         job.choices.append(choice)
         self._choices[sequence.id] = choice
         self._counts.prompt_tokens += len(request.prompt)
-        self.scheduler.arrive(sequence, monotonic())
+        if job.said:
+            choice.resume(job.said, job.state)
+            sequence.resume(len(choice.text))
+        return choice
 
     def _seed(self, job: Job) -> int:
         seed = job.request.sampling.seed
