@@ -80,6 +80,8 @@ class TokenTrees(Speculation):
     def ran(self, load: Load, seconds: float) -> None:
         if load.prefills or not load.decodes:
             return
+        if not self.times.knows(load.decodes):
+            self._chosen.clear()
         self.times.ran(load.decodes, seconds)
         guessed = load.guesses > 0
         self._alike = self._alike + 1 if guessed == self._guessed else 0

@@ -7,8 +7,7 @@ From: SpecInfer: Accelerating Large Language Model Serving with Tree-based Specu
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from math import exp, inf, log
 from operator import mul
@@ -31,19 +30,6 @@ def expected(widths: Sequence[int], hits: Sequence[Sequence[float]]) -> float:
     return tokens
 
 
-@cache
-def shapes(depth: int, width: int, nodes: int) -> tuple[tuple[int, ...], ...]:
-    """All widths up to these limits, the smallest trees first; none of them is ()."""
-
-    def grow(widths: tuple[int, ...], leaves: int, count: int) -> Iterator[tuple[int, ...]]:
-        for more in range(1, width + 1):
-            if len(widths) < depth and count + leaves * more <= nodes:
-                yield (*widths, more)
-                yield from grow((*widths, more), leaves * more, count + leaves * more)
-
-    return tuple(sorted(grow((), 1, 0), key=lambda widths: (size(widths), widths)))
-
-
 def best(
     batch: int, hits: Sequence[Sequence[float]], seconds: Callable[[int], float], depth: int, width: int, nodes: int
 ) -> tuple[int, ...]:
@@ -53,18 +39,34 @@ def best(
     """
     chosen: tuple[int, ...] = ()
     most = 1.0 / seconds(batch)
-    for widths in shapes(depth, width, nodes):
-        rate = expected(widths, hits) / seconds(batch * (1 + size(widths)))
-        if rate > most * (1.0 + 1e-9):
-            chosen, most = widths, rate
+    chances = [list(accumulate(rates)) for rates in hits]
+    times = [seconds(batch * (1 + count)) for count in range(nodes + 1)]
+
+    def grow(widths: tuple[int, ...], leaves: int, count: int, chance: float, tokens: float) -> None:
+        nonlocal chosen, most
+        for more in range(1, width + 1) if len(widths) < depth else ():
+            total = count + leaves * more
+            if total > nodes:
+                break
+            deeper = chance * chances[len(widths)][more - 1]
+            rate = (tokens + deeper) / times[total]
+            if rate > most * (1.0 + 1e-9):
+                chosen, most = (*widths, more), rate
+            grow((*widths, more), leaves * more, total, deeper, tokens + deeper)
+
+    grow((), 1, 0, 1.0, 1.0)
     return chosen
+
+
+REACH = 2  # times
 
 
 class Times:
     """Moving averages of step times by rows.
 
-    Between two numbers of rows that were tried a straight line is taken. More rows than were ever tried are taken to
-    cost what the most did: so they are tried, and known then.
+    Between two numbers of rows that were tried, and beyond the last two, a straight line is taken. As times bend upwards
+    that is no more than it will be, so what may pay is tried, and known then; but never more than `REACH` times the rows
+    that were tried before.
     """
 
     def __init__(self, weight: float = 0.2) -> None:
@@ -89,10 +91,16 @@ class Times:
         if not known:
             return inf
         at = bisect_left(known, rows)
-        if at == len(known):
-            return took[-1]
-        if known[at] == rows or at == 0:
+        if rows > REACH * known[-1]:
+            return inf
+        if at < len(known) and (known[at] == rows or at == 0):
             return took[at]
+        if at == len(known):
+            if at == 1:
+                return took[0]
+            at -= 1
+            if took[at] < took[at - 1]:
+                return took[at]
         share = (rows - known[at - 1]) / (known[at] - known[at - 1])
         return took[at - 1] + share * (took[at] - took[at - 1])
 
