@@ -64,9 +64,9 @@ REACH = 2  # times
 class Times:
     """Moving averages of step times by rows.
 
-    Between two numbers of rows that were tried, and beyond the last two, a straight line is taken. As times bend upwards
-    that is no more than it will be, so what may pay is tried, and known then; but never more than `REACH` times the rows
-    that were tried before.
+    Between two numbers of rows that were tried, and beyond the last two, a straight line is taken. As times bend
+    upwards that is no more than it will be, so what may pay is tried, and known then; but never more than `REACH`
+    times the rows that were tried before.
     """
 
     def __init__(self, weight: float = 0.2) -> None:
