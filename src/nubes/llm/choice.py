@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nubes.llm.lora.adapter import Adapter
+    from nubes.llm.seams import Draft
     from nubes.llm.structured import Constraint
 
 
@@ -32,6 +34,8 @@ class Job:
         self.left = request.n  # answers that have not ended
         self.queued_s: float | None = None  # from its arrival to the first step with it
         self.gone = False  # nobody waits any more
+        self.said: list[int] = []  # tokens it has from another engine
+        self.state = ""  # and how chance stood there
         self.adapter: Adapter | None = None  # lives for as long as somebody has it
 
 
@@ -48,6 +52,7 @@ class Choice:
         self.keys = keys
         self.answer = Answer(index, sampling, tokens, sequence.limit)
         self.told = False  # whether anything was sent of it
+        self.draft: Draft | None = None  # what guesses its tokens, from the first time that any are wanted
         self._tokens = tokens
         self._sampler = Sampler(sampling, job.request.prompt, (seed, index))
         self._constraint = _constraint(job.request, tokens)
@@ -78,6 +83,28 @@ class Choice:
         if delta.finish is None and constraint is not None and constraint.done:
             delta.finish = self.answer.finish = "stop"
         return delta
+
+    def resume(self, said: list[int], state: str = "") -> None:
+        """Goes on after tokens that were chosen and sent elsewhere. `state`: of chance, as `chance` tells it."""
+        for token in said:
+            if self._constraint is not None:
+                self._constraint.advance(token)
+            self._sampler.said(token)
+            self.text.append(token)
+            self.answer.push(token)
+        self.keys.extend(self.text)
+        self.told = bool(said)
+        if state:
+            number, step, has, kept = json.loads(state)
+            self._sampler.rng.bit_generator.state = {
+                "bit_generator": "PCG64", "state": {"state": number, "inc": step}, "has_uint32": has, "uinteger": kept,
+            }  # fmt: skip
+
+    @property
+    def chance(self) -> str:
+        """How its random numbers go on."""
+        state: Any = self._sampler.rng.bit_generator.state
+        return json.dumps([state["state"]["state"], state["state"]["inc"], state["has_uint32"], state["uinteger"]])
 
     def _logprob(self, logprobs: NDArray[np.float32], token: int, count: int) -> TokenLogprob:
         def told(token: int) -> tuple[str, bytes]:

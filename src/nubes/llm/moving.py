@@ -57,4 +57,5 @@ def land(scheduler: Scheduler, sequence: Sequence, now: float) -> None:
     sequence.rank = scheduler.ordering.rank(sequence, now)
     sequence.blocks = state.reserved.pop(sequence.id)
     state.adapters.hold(sequence.adapter)
+    sequence.computed(sequence.known - 1)
     state.join(sequence)

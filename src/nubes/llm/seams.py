@@ -6,14 +6,20 @@ Policies look at a `State` (and the sequences in it) and change nothing there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence as Many
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from nubes.kernel.policy import Policy, decision, seam
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from nubes.llm.blocks import Idle
+    from nubes.llm.cache.restoration import Costs, Plan
     from nubes.llm.load import Load
     from nubes.llm.sequence import Sequence
+    from nubes.llm.speculative.tree import Tree
     from nubes.llm.state import State
     from nubes.llm.step import Step
 
@@ -92,8 +98,78 @@ class Retention(Policy):
 
     shares: ClassVar[bool] = True  # whether KV is kept for others at all
     gaps: ClassVar[bool] = False  # whether KV is of use when some before it is gone: what is missing is computed again
+    tiered: ClassVar[bool] = False  # whether what nobody uses is kept in host memory, too, where there is some
 
     @decision
     def victims(self, idle: Mapping[int, Idle], count: int, now: float) -> Iterable[int]:
-        """`count` of the idle blocks; they stand in the order in which they fell idle."""
+        """`count` of the idle blocks, or more; they stand in the order in which they fell idle.
+
+        With `tiered` it is also asked for those in host memory, in the order in which they came there.
+        """
         return [block for block, _ in zip(idle, range(count), strict=False)]
+
+    @decision
+    def copies(self, state: State, now: float) -> Iterable[int]:
+        """Idle blocks to copy to host memory now. They stay where they are, until somebody wants their place."""
+        return ()
+
+
+@seam("restoration", default="tokens")
+class Restoration(Policy):
+    """How KV that was dropped comes back: what is stored of each layer, and what is computed from it."""
+
+    @decision
+    def plan(self, layers: int, costs: Costs) -> Plan:
+        """From which kind of state each layer comes back. The same plan says what of it to store."""
+        raise NotImplementedError
+
+
+@seam("fusion", default="exact")
+class Fusion(Policy):
+    """How much of a prompt is computed that is put together from texts whose KV is there, each computed alone."""
+
+    filters: ClassVar[tuple[float, ...]] = (1.0,)  # rows kept after each check layer, as multiples of the share
+
+    @decision
+    def share(self, prefill_s: float, load_s: float) -> float:
+        """The share of the texts' tokens to compute. `prefill_s`: to compute all; `load_s`: to load their KV."""
+        raise NotImplementedError
+
+    @decision
+    def select(self, deviation: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+        """`count` of the texts' tokens, by how far each one's values are from those that were stored."""
+        raise NotImplementedError
+
+
+class Draft(Protocol):
+    """What guesses the continuation of one sequence."""
+
+    def draft(self, text: Many[int], widths: Many[int]) -> Tree:
+        """Up to `widths[i]` guesses after each guess at depth i - 1. `text` is that of the last call, and more."""
+        ...
+
+
+@seam("speculation", default="off")
+class Speculation(Policy):
+    """How many tokens are guessed ahead of each answer, to be verified in one step, and by what.
+
+    It learns from what came of its guesses.
+    """
+
+    @decision
+    def widths(self, state: State, load: Load) -> tuple[int, ...]:
+        """For each decoding sequence, how many guesses after each one, by depth; () for none.
+
+        `load` is that of the step so far, which decodes.
+        """
+        return ()
+
+    def draft(self) -> Draft | None:
+        """What guesses for one sequence; None if nothing ever does."""
+        return None
+
+    def verified(self, path: Many[tuple[int, int]]) -> None:
+        """By depth, of one sequence: how many guesses stood beside each other, and which held, or -1."""
+
+    def ran(self, load: Load, seconds: float) -> None:
+        """A step took so long, guessing and choosing tokens included."""

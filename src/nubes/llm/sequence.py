@@ -124,10 +124,14 @@ class Sequence:
             self.id, self.prompt, self.limit, arrived_s=self.arrived_s, foreseen=self.foreseen, keys=self.keys,
             width=self.width, priority=self.priority, user=self.user, session=self.session, adapter=self.adapter,
         )  # fmt: skip
-        other._known = self.known
+        other.resume(self.known)
         other.first_s, other.paused_s, other.preemptions = self.first_s, self.paused_s, self.preemptions
         other.cached = self.cached
         return other
+
+    def resume(self, known: int) -> None:
+        """It has so many tokens already, from another engine."""
+        self._known = known
 
     def emit(self) -> None:
         """A token was generated outside of a decode: the one after the prompt."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
 from statistics import mean
 from time import monotonic
@@ -86,7 +87,7 @@ class Answer:
 
     @property
     def gaps_s(self) -> list[float]:
-        return [b - a for a, b in zip(self.told_s, self.told_s[1:], strict=False)]
+        return [b - a for a, b in pairwise(self.told_s)]
 
 
 async def ask(engine: LocalEngine, prompt: list[int], output: int, answer: Answer | None = None) -> Answer:
@@ -123,10 +124,12 @@ class Saturated:
     rate: float  # tokens generated a second
 
 
-async def saturated(engine: LocalEngine, work: Callable[[], Awaitable[Any]], every_s: float = 0.02) -> Saturated:
-    """Does `work`, looking at the engine all the time."""
+async def saturated(
+    engine: LocalEngine, requests: Sequence[tuple[float, list[int], int]], every_s: float = 0.02
+) -> Saturated:
+    """Serves requests `by_the_clock`, looking at the engine all the time. Some have to wait for others."""
     seen: list[tuple[float, int, int]] = []
-    task = asyncio.ensure_future(work())
+    task = asyncio.ensure_future(by_the_clock(engine, requests))
     while not task.done():
         await asyncio.sleep(every_s)
         stats = engine.stats()

@@ -29,12 +29,26 @@ def freeness(member: Member, queue: bool = False, headroom: int = 0) -> float:
     return tokens / max(sharing, 1)
 
 
+def headroom(member: Member, ideal: int) -> int:
+    """Tokens to keep free beside sequences of high priority, for a load of `ideal` tokens; 0 if that is."""
+    return max(0, member.report.blocks * member.report.block_size - ideal) if ideal else 0
+
+
 @policy("llumnix", paper=PAPER)
 class Freest(Routing):
-    """The engine with the most decode steps left, all that wait there counted."""
+    """The engine with the most decode steps left, all that wait there counted.
+
+    Where sequences of high priority run, others find all memory but for `ideal` tokens taken (0: they do not).
+    """
+
+    def __init__(self, ideal: int = 0) -> None:
+        self.ideal = ideal
 
     def choose(self, ask: Ask, members: Many[Member], now: float) -> Member | None:
-        return max(members, key=lambda m: (freeness(m, queue=True), -m.number))
+        def left(member: Member) -> float:
+            return freeness(member, queue=True, headroom=headroom(member, 0 if ask.priority < 0 else self.ideal))
+
+        return max(members, key=lambda m: (left(m), -m.number))
 
 
 @policy("llumnix", paper=PAPER)
@@ -59,7 +73,7 @@ class Rebalance(Migration):
         self.last_blocks = last
 
     def moves(self, members: Many[Member], now: float) -> list[Move]:
-        free = {m.number: freeness(m, headroom=self._headroom(m)) for m in members}
+        free = {m.number: freeness(m, headroom=headroom(m, self.ideal)) for m in members}
         sources = sorted(
             (m for m in members if free[m.number] < self.low and not m.sending), key=lambda m: free[m.number]
         )
@@ -77,9 +91,6 @@ class Rebalance(Migration):
         """Lowest priority, then shortest; None if nothing that runs fits the target."""
         leaving = min(source.report.sequences, key=lambda s: (-s.priority, s.tokens, s.id), default=None)
         return leaving if leaving is not None and leaving.blocks < target.report.free else None
-
-    def _headroom(self, member: Member) -> int:
-        return max(0, member.report.blocks * member.report.block_size - self.ideal) if self.ideal else 0
 
 
 @policy("freeness", paper=PAPER)

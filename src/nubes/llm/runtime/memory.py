@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 _HUGE = 2 << 20
+
+
+def mapped(path: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An array in a file that several processes map; made larger if it is too small."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    with open(path, "r+b") as file:
+        if os.fstat(file.fileno()).st_size < size:
+            file.truncate(size)
+        pages = mmap.mmap(file.fileno(), size)
+    return np.frombuffer(pages, dtype).reshape(shape)
 
 
 def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:

@@ -49,7 +49,7 @@ class NativeRuntime:
 
     Inputs of int8 and int4 products are rounded to bytes with a scale for each row and 32 of them (as in
     Q8_0 of llama.cpp). Threads start at the first step, in a forked child anew, and sleep between steps.
-    Raises `NoCompiler` where the extension cannot be built.
+    `kv_file`: KV lies in this file, for others to map. Raises `NoCompiler` where the extension cannot be built.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class NativeRuntime:
         block_size: int = 16,
         threads: int = 2,
         plain: bool = False,
+        kv_file: str = "",
     ) -> None:
         if block_size % 16 or threads < 1:
             raise UsageError("Blocks have a multiple of 16 slots, and there is at least one thread.")
@@ -68,9 +69,8 @@ class NativeRuntime:
         self._library = declare(library(plain))
         self._weights = pack(self._library, checkpoint, format, threads)
         self._rope = angles(s)
-        self.kv = memory.zeros(
-            (blocks, s.layers, 2, s.kv_heads, block_size * s.head_dim), np.float32 if format == "fp32" else np.float16
-        )
+        kv = (blocks, s.layers, 2, s.kv_heads, block_size * s.head_dim), np.float32 if format == "fp32" else np.float16
+        self.kv = memory.mapped(kv_file, *kv) if kv_file else memory.zeros(*kv)
         self.keys = self.kv[:, :, 0].reshape(blocks, s.layers, s.kv_heads, s.head_dim, block_size)
         self.values = self.kv[:, :, 1].reshape(blocks, s.layers, s.kv_heads, block_size, s.head_dim)
         self.block_bytes = self.kv.nbytes // blocks
