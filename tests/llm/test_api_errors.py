@@ -347,9 +347,7 @@ def test_keys_say_who_it_is() -> None:
 
 
 def test_quotas_are_told_and_kept() -> None:
-    with served(
-        app({"fake": FakeEngine()}, keys={"a": "ann", "b": "bob"}, quota=Quota(requests=2, tokens=600))
-    ) as url:
+    with served(app({"fake": FakeEngine()}, keys={"a": "ann", "b": "bob"}, quota=Quota(requests=2, tokens=600))) as url:
         client = openai.OpenAI(base_url=url + "/v1", api_key="a", max_retries=0)
         first = client.chat.completions.with_raw_response.create(model="fake", messages=user("x"))
         assert first.headers["x-ratelimit-limit-requests"] == "2"

@@ -9,7 +9,7 @@ import pytest
 
 from nubes.llm.invariants import check
 from nubes.llm.scheduler import Scheduler
-from nubes.llm.sequence import DECODE, DONE, SWAPPED, Sequence
+from nubes.llm.sequence import DECODE, DONE, SWAPPED, WAITING, Sequence
 from nubes.llm.step import Step
 
 BATCHINGS = [
@@ -87,7 +87,7 @@ class Day:
             assert chunk.sequence.blocks
             assert chunk.end <= len(chunk.sequence.blocks) * self.size
         for sequence in step.resumed:
-            assert sequence.state in (DECODE, SWAPPED), "it came back, and may have had to leave again"
+            assert sequence.state in (DECODE, SWAPPED, WAITING), "it came back, and may have had to leave again"
         self.seen.update(
             saves=len(step.saves), loads=len(step.loads), copies=len(step.copies), resumed=len(step.resumed)
         )

@@ -18,6 +18,7 @@ from typing import cast
 
 from nubes.kernel.policy import make
 from nubes.llm.blocks import Idle
+from nubes.llm.load import Load
 from nubes.llm.seams import Batching, Ordering, Preemption, Retention, Speculation
 from nubes.llm.sequence import DECODE, DONE, MOVING, PREFILL, SWAPPED, WAITING, Sequence
 from nubes.llm.state import State, by_rank
@@ -109,7 +110,7 @@ class Scheduler:
                 for sequence in state.waiting:
                     sequence.rank = self.ordering.rank(sequence, now)
                 state.waiting.sort(key=by_rank)
-        step = Step()
+        step = Step(Load())
         if state.swapped:
             self._resume(step)
         batch = self.batching.compose(state, now)
@@ -184,6 +185,8 @@ class Scheduler:
         """A block for every decode whose next token needs one; somebody gives way if there is none."""
         state, pool, size = self.state, self.state.pool, self.state.block_size
         growing = state.growing()
+        if not growing and not state.forked:
+            return
         while len(growing) + len(state.forked) > pool.available:
             self._preempt(step, now)
             growing = state.growing()
@@ -347,7 +350,7 @@ class Scheduler:
 
     def _register(self, sequence: Sequence) -> None:
         """Others may find the blocks that are full by now."""
-        if not self.state.shares:
+        if not self.state.shares or not sequence.keys:
             return
         full = min(sequence.context // self.state.block_size, len(sequence.keys))
         if self.tier is not None:

@@ -19,6 +19,7 @@ from nubes.drivers.sim.guessing import Guessing
 from nubes.drivers.sim.stages import Stages
 from nubes.llm.load import StepModel
 from nubes.llm.scheduler import Scheduler
+from nubes.llm.seams import Batching
 from nubes.llm.sequence import DECODE, Sequence
 from nubes.llm.step import Step
 
@@ -282,7 +283,9 @@ class Run:
             begun += instance.guessing.add(instance.scheduler, step)
         at = begun
         if load.prefill_rows or load.decodes:
-            for each in instance.scheduler.batching.passes(step, instance.scheduler.state):
+            scheduler = instance.scheduler
+            plain = type(scheduler.batching).passes is Batching.passes
+            for each in (load,) if plain else scheduler.batching.passes(step, scheduler.state):
                 took = instance.model.seconds(each)
                 instance.busy_s += took
                 at = at + took if instance.stages is None else instance.stages.run(begun, took)
