@@ -123,6 +123,7 @@ class LLMSpec(msgspec.Struct, frozen=True, kw_only=True):
     ordering: str = ""
     preemption: str = ""
     retention: str = ""
+    speculation: str = ""
     adapters: dict[str, str] = {}  # LoRA adapters: name -> folder
     max_waiting: int = 1024
     vllm_metrics: bool = False
