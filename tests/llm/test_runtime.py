@@ -274,6 +274,18 @@ def test_rounding_loses_little(format: str, matrices: str, embedding: str, most:
         np.testing.assert_array_equal(runtime.embed(fed), exact.tensor("model.embed_tokens.weight")[fed])
 
 
+def test_pytorch_in_bf16_is_near() -> None:
+    pytest.importorskip("torch")
+    from nubes.llm.runtime.torch import TorchRuntime
+
+    rows, fed = causal([(np.arange(4), 0, 60)]), tokens_of(60)
+    got, wanted = (
+        TorchRuntime(Random(SMALL, 0.05), "bf16", BLOCKS).step(fed, rows, everything(rows)).numpy(),
+        NativeRuntime(Random(SMALL, 0.05), "fp32", BLOCKS).step(fed, rows, everything(rows)),
+    )
+    assert distance(got, wanted) < 0.02
+
+
 class _Floats(Random):
     """The same values, as float32."""
 

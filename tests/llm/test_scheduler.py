@@ -9,7 +9,7 @@ import pytest
 
 from nubes.llm.invariants import check
 from nubes.llm.scheduler import Scheduler
-from nubes.llm.sequence import DECODE, DONE, SWAPPED, Sequence
+from nubes.llm.sequence import DECODE, DONE, SWAPPED, WAITING, Sequence
 from nubes.llm.step import Step
 
 BATCHINGS = [
@@ -23,10 +23,21 @@ BATCHINGS = [
     "sarathi(budget=24,chunked=false)",
     "sarathi(budget=24,hybrid=false)",
     "static(reserve=oracle)",
+    "s-lora",
+    "s-lora(max_seqs=8,distinct=2)",
+    "one-adapter",
+    "punica(max_seqs=6)",
 ]
+RETENTIONS = ["lru", "none", "pensieve(chunk=4)", "pensieve(by=lru,low=1)", "pensieve(by=conversation,batch=3)"]
 
 # Memory never runs out under these: it is reserved ahead, or few run at once.
-CALM = {"sarathi(budget=3,max_seqs=4)", *(text for text in BATCHINGS if "reserve=" in text and "paged" not in text)}
+CALM = {
+    "sarathi(budget=3,max_seqs=4)",
+    "s-lora",
+    "s-lora(max_seqs=8,distinct=2)",
+    "punica(max_seqs=6)",
+    *(text for text in BATCHINGS if "reserve=" in text and "paged" not in text),
+}
 
 
 class Day:
@@ -38,9 +49,11 @@ class Day:
         self.scheduler = Scheduler(
             self.draw.randint(200 // size, 600 // size), block_size=size, host_blocks=self.draw.choice([0, 20, 200]),
             batching=batching, preemption=preemption, retention=retention,
+            adapters={f"a{n}": self.draw.randint(1, 8) for n in range(6 * (seed % 2))}, ahead=self.draw.choice([1, 3, 8]),
         )  # fmt: skip
         self.size = size
-        self.hosts = len(self.scheduler.state.host)
+        self.holds: dict[int, object] = {}  # block -> which part of an adapter was copied there last, or KV
+        self.hosts = self.scheduler.state.host.size
         self.now = 0.0
         self.count = 0
         self.alive: dict[int, Sequence] = {}
@@ -53,9 +66,11 @@ class Day:
         prompt, limit = self.draw.randint(1, 60), self.draw.randint(1, 30)
         family = self.draw.randint(0, 3)
         keys = [(family, at) if at < 5 else (family, self.count, at) for at in range((prompt + limit) // self.size)]
+        adapter = self.draw.choice(["", *self.scheduler.state.adapters.sizes])
         sequence = Sequence(
-            self.count * 8, prompt, limit, arrived_s=self.now, keys=keys, width=self.draw.choice([1, 1, 1, 3])
-        )
+            self.count * 8, prompt, limit, arrived_s=self.now, keys=[(adapter, key) for key in keys],
+            width=self.draw.choice([1, 1, 1, 3]), session=str(family), adapter=adapter,
+        )  # fmt: skip
         if self.scheduler.fits(sequence):
             self.scheduler.arrive(sequence, self.now)
             self.alive[sequence.id] = sequence
@@ -71,13 +86,14 @@ class Day:
             assert chunk.sequence.blocks
             assert chunk.end <= len(chunk.sequence.blocks) * self.size
         for sequence in step.resumed:
-            assert sequence.state in (DECODE, SWAPPED), "it came back, and may have had to leave again"
+            assert sequence.state in (DECODE, SWAPPED, WAITING), "it came back, and may have had to leave again"
         self.seen.update(
             saves=len(step.saves), loads=len(step.loads), copies=len(step.copies), resumed=len(step.resumed)
         )
         assert load.moved == len(step.saves) + len(step.loads)
         writes = [s.blocks[s.context // self.size] for s in state.decoding.values()] if step.decodes else []
         assert len(set(writes)) == len(writes), "two sequences would write to one block"
+        self.adapted(step, writes)
         assert load.decodes == (len(state.decoding) if step.decodes else 0)
         assert load.prefill_rows == sum(c.end - c.start for c in step.chunks)
         assert load.prefill_pairs == sum((c.end - c.start) * c.start for c in step.chunks)
@@ -97,13 +113,35 @@ class Day:
         check(state)
         return step
 
+    def adapted(self, step: Step, writes: list[int]) -> None:
+        """Whoever computes has its whole adapter in place, and what is copied goes where nobody is."""
+        state = self.scheduler.state
+        for _, block in [*step.copies, *step.loads]:
+            self.holds[block] = "kv"
+        for chunk in step.chunks:
+            for at in range(chunk.start // self.size, -(-chunk.end // self.size)):
+                self.holds[chunk.sequence.blocks[at]] = "kv"
+        self.holds.update(dict.fromkeys(writes, "kv"))
+        rows = [chunk.sequence.adapter for chunk in step.chunks]
+        rows += [s.adapter for s in state.decoding.values() if step.decodes]
+        for name in filter(None, rows):
+            parts = [self.holds[block] for block in state.adapters.held[name]]
+            assert parts == [(name, nth) for nth in range(state.adapters.sizes[name])], "an adapter is not in its place"
+        held = {block for s in (*state.decoding.values(), *state.prefilling.values()) for block in s.blocks}
+        for name, nth, block in step.fills:
+            assert block not in held, "an adapter is copied over somebody's KV"
+            self.holds[block] = (name, nth)
+        assert step.load.adapter_rows == sum(
+            state.adapters.size(chunk.sequence.adapter) * (chunk.end - chunk.start) for chunk in step.chunks
+        ) + sum(state.adapters.size(s.adapter) for s in state.decoding.values() if step.decodes)
+
 
 @pytest.mark.parametrize("batching", BATCHINGS)
 @pytest.mark.parametrize("preemption", ["recompute", "swap", "cheaper(row_s=1,block_s=1)"])
 def test_random_days(batching: str, preemption: str) -> None:
     seen: Counter[str] = Counter()
     for seed in range(8):
-        day = Day(seed, batching, preemption, random.Random(seed).choice(["lru", "none"]))
+        day = Day(seed, batching, preemption, random.Random(seed).choice(RETENTIONS))
         for _ in range(150):
             while day.draw.random() < 0.4:
                 day.arrive()
@@ -119,10 +157,10 @@ def test_random_days(batching: str, preemption: str) -> None:
         assert day.scheduler.state.pool.used == 0
         assert day.finished > 20
         seen += day.seen + Counter(preemptions=day.scheduler.preemptions, swaps=day.scheduler.swaps)
-        assert len(set(day.scheduler.state.host)) == day.hosts, "a block of host memory is lost"
+        assert day.scheduler.state.host.available == day.hosts, "a block of host memory is lost"
     assert seen["forks"] > 50
     assert seen["copies"] > 50
     if batching not in CALM:
         assert seen["preemptions"] > 50
         assert seen["again"] > 10  # also with swaps: prompts that are not done start anew
-        assert bool(seen["swaps"]) == bool(seen["saves"]) == bool(seen["resumed"]) == (preemption != "recompute")
+        assert bool(seen["swaps"]) == bool(seen["resumed"]) == (preemption != "recompute")

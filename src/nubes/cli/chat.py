@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from nubes.cli.groups import Group
+from nubes.kernel.errors import UsageError
 
 Model = Annotated[str, typer.Argument(help="A name like smollm2-135m, a GGUF file, or a Hugging Face folder.")]
 Format = Annotated[str, typer.Option(help="Of the weights: fp32, bf16, int8 or int4.")]
@@ -71,6 +73,13 @@ async def _answer(engine: Any, messages: list[dict[str, str]], settings: dict[st
     return text
 
 
+def _named(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise UsageError(f"{text!r} names no adapter.", "Write NAME=FOLDER.")
+    return name, path
+
+
 @group.command()
 def serve(
     model: Model = "smollm2-135m",
@@ -82,10 +91,12 @@ def serve(
     ordering: Annotated[str, typer.Option(help="The ordering policy.")] = "",
     preemption: Annotated[str, typer.Option(help="The preemption policy.")] = "",
     retention: Annotated[str, typer.Option(help="The retention policy.")] = "",
+    adapter: Annotated[list[str], typer.Option(help="A LoRA adapter: NAME=FOLDER. May be given again.")] = (),  # type: ignore[assignment]
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get a 503.")] = 1024,
     api_key: Annotated[str, typer.Option(envvar="NUBES_API_KEY", help="Ask for this key.")] = "",
     vllm_metrics: Annotated[bool, typer.Option(help="Metrics under vLLM's names as well.")] = False,
     threads: Annotated[int, typer.Option(min=0, help="0: all cores.")] = 0,
+    record: Annotated[Path | None, typer.Option(help="Write all steps and answers to a file, for replays.")] = None,
 ) -> None:
     """Serve one model under OpenAI's and Anthropic's APIs, without a cloud around it."""
     import uvicorn
@@ -98,7 +109,12 @@ def serve(
     engine = open_engine(
         model, format=format, kv_memory=kv_memory, threads=threads or None, batching=batching or None,
         ordering=ordering or None, preemption=preemption or None, retention=retention or None, max_waiting=max_waiting,
+        adapters=dict(_named(text) for text in adapter),
     )  # fmt: skip
+    if record is not None:
+        from nubes.llm.recording import record as begin
+
+        begin(engine, record)
     served = app({engine.name: engine}, keys={api_key: ""} if api_key else None, vllm_metrics=vllm_metrics)
     print(f"{engine.name} answers at http://{host}:{sock.getsockname()[1]}/v1", flush=True)
     uvicorn.Server(uvicorn.Config(served, log_level="error", access_log=False, lifespan="off")).run([sock])

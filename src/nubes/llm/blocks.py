@@ -116,6 +116,11 @@ class BlockPool:
             else:
                 self.idle[block] = Idle(block, key, (at + 1) * self.block_size, session, now)
 
+    def keep(self, block: int, of: Idle) -> None:
+        """A block that was taken is idle and holds from now on what `of` does in another pool."""
+        self.register(block, of.key)
+        self.idle[block] = Idle(block, of.key, of.depth, of.session, of.since_s)
+
     def references(self, block: int) -> int:
         """How many sequences use a block."""
         if block in self.shared:

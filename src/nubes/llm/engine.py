@@ -9,10 +9,11 @@ import asyncio
 import threading
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -20,11 +21,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nubes.kernel.errors import Overloaded, UsageError
+from nubes.llm.cache.fusing import Blender
+from nubes.llm.cache.texts import TextStore
 from nubes.llm.choice import Choice, Job
 from nubes.llm.content import BlockKeys
 from nubes.llm.errors import ContextTooLong
 from nubes.llm.host import HostMemory
-from nubes.llm.live import Stats, Tokens
+from nubes.llm.live import Deltas, Stats, Tokens
 from nubes.llm.lora.paging import Fill
 from nubes.llm.lora.segments import Placed
 from nubes.llm.lora.store import Store
@@ -37,7 +40,9 @@ from nubes.llm.step import Step
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from nubes.llm.recording import Recorder
     from nubes.llm.runtime.rows import Runtime
+    from nubes.llm.seams import Fusion, Retention
 
 SHED = "The engine is overloaded: the request was refused while it waited."
 NAN = "The model's output is not a number: this prompt, or the weights, break it."
@@ -56,22 +61,29 @@ class LocalEngine:
         batching: str | None = None,
         ordering: str | None = None,
         preemption: str | None = None,
-        retention: str | None = None,
+        retention: str | Retention | None = None,
+        host_blocks: int | None = None,
+        fusion: str | Fusion | None = None,
+        texts: TextStore | None = None,
         max_waiting: int = 1024,
+        store: Store | None = None,
         seed: int = 0,
+        recorder: Recorder | None = None,
     ) -> None:
         self.name = name
         self.tokens = tokens
         self.context = runtime.shape.context
         self.max_waiting = max_waiting
+        self.recorder = recorder  # told of every step and answer
         self.runtime = runtime
-        self.store = Store(runtime)
+        self.store = store or Store(runtime)
         self._schedule = partial(
-            Scheduler, runtime.blocks, block_size=runtime.block_size, batching=batching, ordering=ordering,
-            preemption=preemption, retention=retention, adapters=self.store.sizes,
+            Scheduler, runtime.blocks, block_size=runtime.block_size, host_blocks=host_blocks, batching=batching,
+            ordering=ordering, preemption=preemption, retention=retention, adapters=self.store.sizes,
         )  # fmt: skip
         self.scheduler = self._schedule()
-        self._host = HostMemory(runtime, len(self.scheduler.state.host))
+        self.blender = Blender(runtime, texts or TextStore(None), fusion, model=name) if fusion is not None else None
+        self._host = HostMemory(runtime, self.scheduler.state.host.size)
         self._rng = np.random.default_rng(seed)
         self._inbox: deque[tuple[str, Job]] = deque()
         self._calls: deque[Callable[[], None]] = deque()
@@ -87,7 +99,7 @@ class LocalEngine:
 
     # -- for those who ask ----------------------------------------------------------------------------------------
 
-    def generate(self, request: Request) -> AsyncIterator[Delta]:
+    def generate(self, request: Request) -> Deltas:
         """Deltas of all choices as they come. Raises `UsageError`, `ContextTooLong` or `Overloaded` at once."""
         self._refuse(request)
         job = Job(request, asyncio.get_running_loop())
@@ -117,6 +129,13 @@ class LocalEngine:
             raise UsageError("The prompt is empty.", "Give at least one token.")
         if not 1 <= request.n <= MAX_WIDTH:
             raise UsageError(f"n={request.n} is out of range.", f"Ask for 1 to {MAX_WIDTH} answers.")
+        if request.chunks and (min(request.chunks) < 1 or sum(request.chunks) >= length):
+            raise UsageError(
+                f"Chunks of {request.chunks} tokens do not fit a prompt of {length}.",
+                "Give the length of each text that the prompt begins with, and let something follow them.",
+            )
+        if request.chunks and request.adapter:
+            raise UsageError("A prompt with chunks cannot have an adapter.", "Leave out one of the two.")
         if not all(0 <= token < self.tokens.vocab for token in request.prompt):
             raise UsageError("The prompt holds a token that the model does not have.", f"It has {self.tokens.vocab}.")
         wanted = 1 if sampling.max_tokens is None else sampling.max_tokens
@@ -194,25 +213,30 @@ class LocalEngine:
             if self._stopping:
                 self._fail("abort", "The engine was stopped.", [job for _, job in inbox])
                 return
+            begun = monotonic()
             try:
                 for what, job in inbox:
                     self._arrive(job) if what == "arrive" else self._cancel(job)
                 while self._calls:
                     self._calls.popleft()()
-                self._turn()
+                step = self._turn()
+                if step is not None and self.recorder is not None:
+                    self.recorder.step(step.load, monotonic() - begun)
             except Exception as error:  # whatever it was, nobody waits for ever, and the next request finds an engine
                 traceback.print_exc()
                 self._fail("error", f"The engine failed: {type(error).__name__}.", [job for _, job in inbox])
                 self.scheduler = self._schedule()
             self._progress_s = monotonic()
 
-    def _turn(self) -> None:
+    def _turn(self) -> Step | None:
+        """The next step, if there is one."""
         step = self.scheduler.compose(monotonic())
         for sequence in self.scheduler.shed:
             self._drop(sequence, "abort", SHED)
         self.scheduler.shed.clear()
         if step is not None:
             self._step(step)
+        return step
 
     def _arrive(self, job: Job) -> None:
         choice = None if job.gone else self._choice(job)
@@ -226,9 +250,10 @@ class LocalEngine:
         if sampling.max_tokens is not None:
             limit = min(limit, sampling.max_tokens)
         adapter = job.adapter.key if job.adapter is not None else ""
-        keys = BlockKeys(self.runtime.block_size, request.cache_salt, adapter)
-        keys.extend(request.prompt)
         self._ids += MAX_WIDTH
+        own = f"\0{self._ids}" if request.chunks and self.blender is not None else ""  # it is not what others compute
+        keys = BlockKeys(self.runtime.block_size, request.cache_salt + own, adapter)
+        keys.extend(request.prompt)
         sequence = Sequence(
             self._ids, len(request.prompt), limit, arrived_s=request.arrived_s, keys=keys.keys, width=request.n,
             priority=request.priority, user=request.user, session=request.session, adapter=adapter,
@@ -259,6 +284,8 @@ class LocalEngine:
         for choice in job.choices:
             if self._choices.pop(choice.sequence.id, None) is not None:
                 self.scheduler.cancel(choice.sequence, monotonic())
+                if self.recorder is not None:
+                    self.recorder.request(choice.sequence, monotonic(), "abort")
 
     def _drop(self, sequence: Sequence, finish: Finish, why: str) -> None:
         """Nothing more comes of a sequence that the scheduler has let go of."""
@@ -286,11 +313,17 @@ class LocalEngine:
         if step.copies:
             runtime.copy_blocks(step.copies)
         filling = self._filler.submit(self._fill, step.fills) if step.fills else None
+        blended = [chunk for chunk in step.chunks if self._blends(chunk.sequence)] if self.blender is not None else []
+        others = step if not blended else step.without(blended)
         tokens, rows, outputs, heads = ragged(
-            step, scheduler.state, lambda sequence: self._choices[sequence.id].text, self._placed
+            others, scheduler.state, lambda sequence: self._choices[sequence.id].text, self._placed
         )
         try:
             logits = runtime.step(tokens, rows, outputs) if len(tokens) else np.zeros((0, 1), np.float32)
+            for sequence in [chunk.sequence for chunk in blended if chunk.last]:
+                more = self._blend(sequence)
+                logits = np.concatenate((logits, more)) if len(heads) else more
+                heads.append(sequence)
         finally:
             if filling is not None:
                 filling.result()
@@ -305,6 +338,18 @@ class LocalEngine:
             places.setdefault(sequence.id, places.get(sequence.group, 0))
         fresh = {sequence.id for sequence in started}
         self._emit([s for s in heads if s.id not in fresh] + started, logits, places)
+
+    def _blends(self, sequence: Sequence) -> bool:
+        """Whether a prompt is put together from its texts: at first. If it had to give way, it is computed."""
+        return bool(self._choices[sequence.id].job.request.chunks) and not sequence.preemptions
+
+    def _blend(self, sequence: Sequence) -> NDArray[np.float32]:
+        """A whole prompt from its texts; its blocks are all there since it was admitted."""
+        assert self.blender is not None
+        choice = self._choices[sequence.id]
+        ends = np.cumsum((0, *choice.job.request.chunks)).tolist()
+        texts = [choice.text[start:end] for start, end in pairwise(ends)]
+        return np.asarray(self.blender.fuse(texts, choice.text[ends[-1] :], sequence.blocks), np.float32)
 
     def _placed(self, key: str) -> Placed:
         return self.store.placed(key, self.scheduler.state.adapters.held[key])
@@ -337,6 +382,8 @@ class LocalEngine:
             if delta.finish is not None:
                 self.scheduler.finish(sequence, now)
                 del self._choices[sequence.id]
+                if self.recorder is not None:
+                    self.recorder.request(sequence, now, delta.finish)
         self._counts.generation_tokens += len(told)
         self._tell(told)
 

@@ -53,6 +53,14 @@ def check(state: State) -> None:
         assert sequence.context == sequence.known - 1
         assert sequence.lane is None, "a sequence on its way still grows"
     assert not state.reserved.keys() & {sequence.id for sequence in held}, "a sequence is here and on its way here"
+    host = state.host
     hosts = [block for sequence in state.swapped.values() for block in sequence.host]
-    assert len(set(hosts) | set(state.host)) == len(hosts) + len(state.host), "a host block is owned twice"
+    owned = [*hosts, *host.free, *host.idle]
+    assert sorted(owned) == list(range(host.size)), "a host block is lost, or owned twice"
+    assert {block: key for key, block in host.index.items()} == host.keys, "index and keys of host memory differ"
+    assert host.keys.keys() == host.idle.keys(), "host memory holds what nobody could find"
+    for block, copy in state.copied.items():
+        assert pool.idle[block].key == host.idle[copy].key, "a copy holds something else"
+    both = {key for key in host.index if key in pool.index}
+    assert {pool.keys[block] for block in state.copied} == both, "a block in use has a copy"
     assert all(sequence.state == SWAPPED for sequence in state.swapped.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -53,19 +53,46 @@ class Tokens(Protocol):
         ...
 
 
+class Deltas(Protocol):
+    """What a request gets, as it comes. `aclose` at any time: whoever waits no longer holds nothing."""
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    async def __anext__(self) -> Delta: ...
+
+    async def aclose(self) -> None: ...
+
+
 class Engine(Protocol):
     """A model that generates. `generate` may be left at any time: what the request held is free at once."""
 
     name: str
     context: int  # tokens a prompt and its answer may have together
     tokens: Tokens
-    adapters: Sequence[str]
 
-    def generate(self, request: Request) -> AsyncIterator[Delta]:
+    @property
+    def adapters(self) -> Sequence[str]:
+        """Names of the LoRA adapters that requests may ask for."""
+        ...
+
+    def generate(self, request: Request) -> Deltas:
         """Deltas of all `n` choices as they come. Raises `UsageError`, `ContextTooLong` or `Overloaded` at once."""
         ...
 
     def stats(self) -> Stats: ...
+
+
+@runtime_checkable
+class Adapting(Protocol):
+    """An engine whose LoRA adapters come and go while it serves."""
+
+    def load_adapter(self, name: str, path: str) -> None:
+        """From a folder as PEFT saves it. Raises `UsageError`, `NotFound`, `BrokenModel`."""
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Requests that have it go on. Raises `NotFound`."""
+        ...
 
 
 class Embedder(Protocol):

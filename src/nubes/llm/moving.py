@@ -56,5 +56,6 @@ def land(scheduler: Scheduler, sequence: Sequence, now: float) -> None:
     assert sequence.known - 1 <= len(state.reserved[sequence.id]) * state.block_size
     sequence.rank = scheduler.ordering.rank(sequence, now)
     sequence.blocks = state.reserved.pop(sequence.id)
+    state.adapters.hold(sequence.adapter)
     sequence.computed(sequence.known - 1)
     state.join(sequence)

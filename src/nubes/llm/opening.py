@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from nubes.kernel.errors import UsageError
 from nubes.kernel.units import size_bytes
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
     from nubes.llm.checkpoint import Checkpoint
     from nubes.llm.engine import LocalEngine
     from nubes.llm.runtime.rows import Runtime
+    from nubes.llm.runtime.weights import Format as Packed
 
-Format = Literal["fp32", "bf16", "int8", "int4"]
 BLOCK = 16
 FORMATS = ("fp32", "bf16", "int8", "int4")
 
@@ -24,11 +25,13 @@ def open_engine(
     format: str = "int8",
     device: str = "auto",
     threads: int | None = None,
-    kv_memory: str | int = "1GiB",
+    kv_memory: str = "1GiB",
+    adapters: Mapping[str, str] = {},
     **options: Any,
 ) -> LocalEngine:
     """An engine for a model that `nubes.llm.checkpoint.find` knows. `options` are those of `LocalEngine`.
 
+    `adapters`: folders of LoRA adapters by name.
     `device`: `cuda` if there is one with `auto`, else `cpu`. `format`: of the weights. Raises `NotFound`, `UsageError`,
     `BrokenModel`.
     """
@@ -37,12 +40,15 @@ def open_engine(
 
     checkpoint = load(model)
     runtime = open_runtime(checkpoint, format, device, threads, size_bytes(kv_memory, "kv_memory"))
-    return LocalEngine(checkpoint.name, runtime, checkpoint.tokens, **options)
+    engine = LocalEngine(checkpoint.name, runtime, checkpoint.tokens, **options)
+    for name, path in adapters.items():
+        engine.load_adapter(name, path)
+    return engine
 
 
 def open_runtime(
     checkpoint: Checkpoint, format: str = "int8", device: str = "auto", threads: int | None = None,
-    kv_bytes: int = 1 << 30,
+    kv_bytes: int = 1 << 30, block_size: int = BLOCK,
 ) -> Runtime:  # fmt: skip
     """What runs a checkpoint on this machine: the compiled runtime on a CPU where it can be built, else PyTorch."""
     if format not in FORMATS:
@@ -55,19 +61,19 @@ def open_runtime(
         from nubes.llm.runtime.native import NativeRuntime
 
         value_bytes = 4 if format == "fp32" else 2
-        blocks = max(1, kv_bytes // (shape.kv_values * value_bytes * BLOCK))
+        blocks = max(1, kv_bytes // (shape.kv_values * value_bytes * block_size))
         try:
-            return NativeRuntime(checkpoint, format, blocks, BLOCK, threads or len(os.sched_getaffinity(0)))
+            return NativeRuntime(
+                checkpoint, cast("Packed", format), blocks, block_size, threads or len(os.sched_getaffinity(0))
+            )
         except NoCompiler:
             if format != "fp32":
                 raise
     from nubes.llm.runtime.torch import TorchRuntime
 
-    if format in ("int8", "int4"):
-        format = "bf16"  # what PyTorch runs in place of few bits
-    value_bytes = 4 if format == "fp32" else 2
-    blocks = max(1, kv_bytes // (shape.kv_values * value_bytes * BLOCK))
-    return TorchRuntime(checkpoint, format, blocks, BLOCK, device)
+    wide: Literal["fp32", "bf16"] = "fp32" if format == "fp32" else "bf16"  # what PyTorch runs in place of few bits
+    blocks = max(1, kv_bytes // (shape.kv_values * (4 if wide == "fp32" else 2) * BLOCK))
+    return TorchRuntime(checkpoint, wide, blocks, BLOCK, device)
 
 
 def cuda() -> bool:

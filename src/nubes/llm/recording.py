@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from nubes.llm.engine import LocalEngine
     from nubes.llm.models.cpu import Cpu
     from nubes.llm.sequence import Sequence
     from nubes.workloads.llm import LLMWorkload
 
+HALF = 2  # bytes of a number in KV, as a rule
 MARK = b'{"type":"llm-recording"'  # how every recording begins
 
 
@@ -35,7 +37,6 @@ class About(msgspec.Struct, frozen=True, kw_only=True, tag="llm-recording"):
     block_size: int
     policies: dict[str, str] = {}
     kv_bytes: int = 0  # of one token
-    weight_bytes: int = 0
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, tag="answer", omit_defaults=True):
@@ -91,6 +92,19 @@ class Recorder:
 
     def _write(self, line: msgspec.Struct) -> None:
         self._file.write(self._encoder.encode(line) + b"\n")
+
+
+def record(engine: LocalEngine, path: str | Path) -> Recorder:
+    """From now on all that an engine does is written to `path`; close the recorder after the engine."""
+    scheduler, shape = engine.scheduler, engine.runtime.shape
+    seams = (scheduler.batching, scheduler.ordering, scheduler.preemption, scheduler.retention)
+    about = About(
+        model=engine.name, blocks=engine.runtime.blocks, block_size=engine.runtime.block_size,
+        policies={policy.seam: policy.text for policy in seams},
+        kv_bytes=HALF * shape.kv_values,
+    )  # fmt: skip
+    engine.recorder = Recorder(path, about)
+    return engine.recorder
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +167,7 @@ class Recording:
 
         about = self.about
         return fit(
-            self.steps, self.path.name, kv_tokens=about.blocks * about.block_size, kv_bytes=about.kv_bytes,
-            weight_bytes=about.weight_bytes,
+            self.steps, self.path.name, kv_tokens=about.blocks * about.block_size, kv_bytes=about.kv_bytes
         )  # fmt: skip
 
 

@@ -16,10 +16,12 @@ from typing import cast
 
 from nubes.kernel.policy import make
 from nubes.llm.blocks import Idle
+from nubes.llm.load import Load
 from nubes.llm.seams import Batching, Ordering, Preemption, Retention
 from nubes.llm.sequence import DECODE, DONE, MOVING, PREFILL, SWAPPED, WAITING, Sequence
-from nubes.llm.state import State
+from nubes.llm.state import State, by_rank
 from nubes.llm.step import Chunk, Step
+from nubes.llm.tier import HostTier
 
 
 class Scheduler:
@@ -38,16 +40,17 @@ class Scheduler:
         adapters: Mapping[str, int] = {},
         ahead: int = 8,
     ) -> None:
-        """`adapters`: blocks of each LoRA adapter. Those of the next `ahead` in line are copied before it is their turn."""
+        """`adapters`: blocks of each LoRA adapter; those of the next `ahead` in line are copied before their turn."""
         self.batching = cast(Batching, make("batching", batching))
         self.ordering = cast(Ordering, make("ordering", ordering))
         self.preemption = cast(Preemption, make("preemption", preemption))
         self.retention = cast(Retention, make("retention", retention))
         if host_blocks is None:
-            host_blocks = blocks if self.preemption.swapping else 0
+            host_blocks = blocks if self.preemption.swapping or self.retention.tiered else 0
         self.state = State(
             blocks, block_size, host_blocks, shares=self.retention.shares, gaps=self.retention.gaps, adapters=adapters
         )
+        self.tier = HostTier(self.state, self.retention) if self.retention.tiered and host_blocks else None
         self.ahead = ahead
         self.shed: list[Sequence] = []  # refused since they were last collected
         self.preemptions = 0
@@ -99,17 +102,23 @@ class Scheduler:
                 state.waiting.remove(sequence)
                 sequence.state = DONE
                 self.shed.append(sequence)
-        step = Step()
+            if self.ordering.dynamic:
+                for sequence in state.waiting:
+                    sequence.rank = self.ordering.rank(sequence, now)
+                state.waiting.sort(key=by_rank)
+        step = Step(Load())
         if state.swapped:
             self._resume(step)
         batch = self.batching.compose(state, now)
         for sequence, rows in batch.prompts:
-            if sequence.state == WAITING and not self._admit(sequence):
+            if sequence.state == WAITING and not self._admit(step, sequence):
                 break
             if sequence.state == PREFILL:
                 self._chunk(step, sequence, rows)
         if batch.decode and state.decoding:
             self._grow(step, now)
+        if self.tier is not None:
+            self.tier.copy_ahead(step, now)
         load = step.load
         if state.decoding and batch.decode:
             step.decodes = True
@@ -121,7 +130,7 @@ class Scheduler:
             self._weigh(step)
         return step if step.chunks or step.decodes or load.moved or step.fills else None
 
-    def _admit(self, sequence: Sequence) -> bool:
+    def _admit(self, step: Step, sequence: Sequence) -> bool:
         """Gives a waiting sequence its blocks, unless those admitted before it took what was cached for it."""
         state, size = self.state, self.state.block_size
         tokens = self.batching.reserve(sequence)
@@ -131,15 +140,20 @@ class Scheduler:
         state.adapters.hold(sequence.adapter)
         state.waiting.remove(sequence)
         for block in found:
-            if block is not None:
+            if block is not None and block >= 0:
                 state.pool.hold(block)
+        if self.tier is not None:
+            self.tier.used(found)
         hits = size * (len(found) - found.count(None))
         if not sequence.preemptions:
             sequence.cached = hits
             self.prefix_queries += sequence.prompt
             self.prefix_hits += hits
-        fresh = iter(state.pool.take(-(-tokens // size) - len(found) + found.count(None), self._victims))
-        sequence.blocks = [next(fresh) if block is None else block for block in found] + list(fresh)
+        here = sum(1 for block in found if block is not None and block >= 0)
+        fresh = iter(state.pool.take(-(-tokens // size) - here, self._victims))
+        sequence.blocks = [next(fresh) if block is None or block < 0 else block for block in found] + list(fresh)
+        if self.tier is not None:
+            self.tier.load(step, sequence, found)
         sequence.segments = _missing(found, size, sequence.known)
         sequence.todo = sequence.known - hits
         sequence.computed(sequence.segments[0][0])
@@ -167,6 +181,8 @@ class Scheduler:
         """A block for every decode whose next token needs one; somebody gives way if there is none."""
         state, pool, size = self.state, self.state.pool, self.state.block_size
         growing = state.growing()
+        if not growing and not state.forked:
+            return
         while len(growing) + len(state.forked) > pool.available:
             self._preempt(step, now)
             growing = state.growing()
@@ -288,13 +304,20 @@ class Scheduler:
         return self.state.pool.take(blocks, self._victims)
 
     def _victims(self, idle: dict[int, Idle], count: int) -> Iterable[int]:
+        if self.tier is not None:
+            return self.tier.victims(idle, count, self._now)
         return self.retention.victims(idle, count, self._now)
+
+    def _host_victims(self, idle: dict[int, Idle], count: int) -> Iterable[int]:
+        return self.tier.host_victims(idle, count, self._now) if self.tier is not None else ()
 
     def _register(self, sequence: Sequence) -> None:
         """Others may find the blocks that are full by now."""
-        if not self.state.shares:
+        if not self.state.shares or not sequence.keys:
             return
         full = min(sequence.context // self.state.block_size, len(sequence.keys))
+        if self.tier is not None:
+            self.tier.known(sequence.keys[sequence.registered : full])
         for at in range(sequence.registered, full):
             self.state.pool.register(sequence.blocks[at], sequence.keys[at])
         sequence.registered = max(sequence.registered, full)
@@ -332,8 +355,8 @@ class Scheduler:
             else:
                 del state.prefilling[sequence.id]
                 self._forget(step, sequence)
-            if decoding and len(sequence.blocks) <= len(state.host) and self.preemption.swaps(sequence, state):
-                sequence.host = [state.host.pop() for _ in sequence.blocks]
+            if decoding and len(sequence.blocks) <= state.host.available and self.preemption.swaps(sequence, state):
+                sequence.host = state.host.take(len(sequence.blocks), self._host_victims)
                 step.saves += zip(sequence.blocks, sequence.host, strict=True)
                 self.swaps += 1
                 state.pool.release(sequence.blocks, sequence.session, now)
@@ -373,7 +396,7 @@ class Scheduler:
             step.resumed.append(sequence)
 
     def _return(self, sequence: Sequence) -> None:
-        self.state.host += reversed(sequence.host)
+        self.state.host.release(sequence.host)
         sequence.host = []
 
 

@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, ClassVar
 from nubes.kernel.policy import Policy, decision, seam
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from nubes.llm.blocks import Idle
+    from nubes.llm.cache.restoration import Costs, Plan
     from nubes.llm.load import Load
     from nubes.llm.sequence import Sequence
     from nubes.llm.state import State
@@ -53,9 +57,11 @@ class Batching(Policy):
 class Ordering(Policy):
     """Which waiting request goes first, and what is refused when there is too much of it."""
 
+    dynamic: ClassVar[bool] = False  # whether ranks change while requests wait
+
     @decision
     def rank(self, sequence: Sequence, now: float) -> tuple[float, ...]:
-        """Asked once, when a request arrives: the smallest goes first."""
+        """The smallest goes first. Asked once, when a request arrives; if they change, before every step."""
         return (sequence.arrived_s,)
 
     @decision
@@ -90,8 +96,44 @@ class Retention(Policy):
 
     shares: ClassVar[bool] = True  # whether KV is kept for others at all
     gaps: ClassVar[bool] = False  # whether KV is of use when some before it is gone: what is missing is computed again
+    tiered: ClassVar[bool] = False  # whether what nobody uses is kept in host memory, too, where there is some
 
     @decision
     def victims(self, idle: Mapping[int, Idle], count: int, now: float) -> Iterable[int]:
-        """`count` of the idle blocks; they stand in the order in which they fell idle."""
+        """`count` of the idle blocks, or more; they stand in the order in which they fell idle.
+
+        With `tiered` it is also asked for those in host memory, in the order in which they came there.
+        """
         return [block for block, _ in zip(idle, range(count), strict=False)]
+
+    @decision
+    def copies(self, state: State, now: float) -> Iterable[int]:
+        """Idle blocks to copy to host memory now. They stay where they are, until somebody wants their place."""
+        return ()
+
+
+@seam("restoration", default="tokens")
+class Restoration(Policy):
+    """How KV that was dropped comes back: what is stored of each layer, and what is computed from it."""
+
+    @decision
+    def plan(self, layers: int, costs: Costs) -> Plan:
+        """From which kind of state each layer comes back. The same plan says what of it to store."""
+        raise NotImplementedError
+
+
+@seam("fusion", default="exact")
+class Fusion(Policy):
+    """How much of a prompt is computed that is put together from texts whose KV is there, each computed alone."""
+
+    filters: ClassVar[tuple[float, ...]] = (1.0,)  # rows kept after each check layer, as multiples of the share
+
+    @decision
+    def share(self, prefill_s: float, load_s: float) -> float:
+        """The share of the texts' tokens to compute. `prefill_s`: to compute all; `load_s`: to load their KV."""
+        raise NotImplementedError
+
+    @decision
+    def select(self, deviation: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+        """`count` of the texts' tokens, by how far each one's values are from those that were stored."""
+        raise NotImplementedError

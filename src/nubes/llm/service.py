@@ -1,4 +1,4 @@
-"""An LLM as a class of the cloud: loaded in the parent that instances are forked from, served by each."""
+"""A model as a class of the cloud: loaded in the parent that instances are forked from, served by each of these."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from nubes.llm.engine import LocalEngine
+    from nubes.llm.live import Embedder, Engine
     from nubes.llm.runtime.rows import Runtime
 
 MAX_REQUESTS = 4096  # at once; what is too much for the engine is refused by the engine
@@ -26,15 +27,23 @@ class Service:
     @enter(snap=True)
     def load(self) -> None:
         """Reads and packs the weights. Forks share them, and none of them starts a thread before its first step."""
-        from nubes.llm.checkpoint import load
+        from nubes.llm.checkpoint import find, load
+        from nubes.llm.embedding import Encoder, is_encoder
+        from nubes.llm.lora.store import Store
         from nubes.llm.opening import open_runtime
 
         spec = self.spec
+        self.encoder = Encoder(spec.label, path) if is_encoder(path := find(spec.model)) else None
+        if self.encoder is not None:
+            return
         self.checkpoint = load(spec.model)
         self.tokens = self.checkpoint.tokens
         self.runtime: Runtime = open_runtime(
             self.checkpoint, spec.format, spec.device, spec.threads or None, spec.kv_memory_bytes
         )
+        self.store = Store(self.runtime)
+        for name, folder in spec.adapters.items():
+            self.store.load(name, folder)
         _warm(self.tokens)
 
     @enter()
@@ -42,7 +51,10 @@ class Service:
         from nubes.llm.engine import LocalEngine
 
         spec = self.spec
-        self.engine: LocalEngine = LocalEngine(
+        self.engine: LocalEngine | None = None
+        if self.encoder is not None:
+            return
+        self.engine = LocalEngine(
             spec.label,
             self.runtime,
             self.tokens,
@@ -51,17 +63,22 @@ class Service:
             preemption=spec.preemption or None,
             retention=spec.retention or None,
             max_waiting=spec.max_waiting,
+            store=self.store,
         )
 
     @exit()
     async def stop(self) -> None:
-        await asyncio.to_thread(self.engine.close)
+        if self.engine is not None:
+            await asyncio.to_thread(self.engine.close)
 
     @asgi_app(requires_token=True)
     def web(self) -> Starlette:
         from nubes.llm.api import app
 
-        return app({self.spec.label: self.engine}, vllm_metrics=self.spec.vllm_metrics)
+        label = self.spec.label
+        engines: dict[str, Engine] = {label: self.engine} if self.engine is not None else {}
+        embedders: dict[str, Embedder] = {label: self.encoder} if self.encoder is not None else {}
+        return app(engines, embedders, vllm_metrics=self.spec.vllm_metrics)
 
 
 def _warm(tokens: Any) -> None:

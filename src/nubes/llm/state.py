@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Mapping
+from collections.abc import Sequence as Keys
 
 from nubes.llm.blocks import BlockPool
 from nubes.llm.lora.paging import Adapters
@@ -27,7 +28,8 @@ class State:
     ) -> None:  # fmt: skip
         self.pool = BlockPool(blocks, block_size)
         self.adapters = Adapters(self.pool, adapters)
-        self.host = list(range(host_blocks - 1, -1, -1))  # free blocks of host memory
+        self.host = BlockPool(host_blocks, block_size)  # in host memory: idle KV, and that of who gave way
+        self.copied: dict[int, int] = {}  # idle block -> its copy in host memory, the oldest copy first
         self.block_size = block_size
         self.shares = shares
         self.gaps = gaps
@@ -66,7 +68,8 @@ class State:
         """
         found = self.found(sequence)
         idle = self.pool.idle
-        kv = -(-tokens // self.block_size) - sum(1 for block in found if block is not None and block not in idle)
+        used = sum(1 for block in found if block is not None and block >= 0 and block not in idle)
+        kv = -(-tokens // self.block_size) - used
         return kv + self.adapters.need(sequence.adapter) if sequence.adapter else kv
 
     def rows(self, sequence: Sequence) -> int:
@@ -75,17 +78,34 @@ class State:
         return sequence.known - self.block_size * (len(found) - found.count(None))
 
     def found(self, sequence: Sequence) -> list[int | None]:
-        """The cached blocks of a waiting sequence. Never all it knows: the last token has to be computed."""
+        """The cached blocks of a waiting sequence, ~n for block n of host memory.
+
+        Never all it knows: the last token has to be computed.
+        """
         if not self.shares or not sequence.keys:
             return []
-        pool, memo = self.pool, sequence.memo
-        if memo is not None and memo[0] == pool.version and memo[1] == sequence.known:
+        pool, host, memo = self.pool, self.host, sequence.memo
+        version = pool.version + host.version
+        if memo is not None and memo[0] == version and memo[1] == sequence.known:
             return memo[2]
         full = (sequence.known - 1) // self.block_size
-        found = pool.find(sequence.keys[:full], self.gaps)
+        found = pool.find(sequence.keys[:full], self.gaps) if not host.index else self._tiers(sequence.keys[:full])
         while found and found[-1] is None:
             found.pop()
-        sequence.memo = (pool.version, sequence.known, found)
+        sequence.memo = (version, sequence.known, found)
+        return found
+
+    def _tiers(self, keys: Keys[object]) -> list[int | None]:
+        """As `BlockPool.find`, in the device's memory and then in the host's."""
+        here, there = self.pool.index.get, self.host.index.get
+        found: list[int | None] = []
+        for key in keys:
+            block = here(key)
+            if block is None and (copy := there(key)) is not None:
+                block = ~copy
+            if block is None and not self.gaps:
+                break
+            found.append(block)
         return found
 
     def growing(self) -> list[Sequence]:

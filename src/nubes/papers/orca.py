@@ -1,4 +1,4 @@
-"""Orca: batches that change with every iteration against batches that stay, in simulation at the size of GPT-3."""
+"""Orca: batches that change with every iteration against batches that stay, on a pipeline of GPUs and in the engine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from nubes.llm.policies.orca import PAPER
-from nubes.papers import Claim, Context, Result, above, at_least, reproduction
-from nubes.papers.serving import capacity, served
+from nubes.papers import Claim, Context, Result, above, at_least, orca_live, reproduction
+from nubes.papers.serving import capacity, served, uniform
 
 if TYPE_CHECKING:
     from nubes.drivers.sim.llm import Served
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from nubes.workloads.llm import LLMWorkload
 
 MODEL = "opt(opt-66b,tp=8,pp=4)"
-Range = tuple[int, int]
 PROMPT, OUTPUT = (32, 512), (1, 128)  # uniform
 MAX_LEN = PROMPT[1] + OUTPUT[1]
 SLOWER = 2.0  # times the latency of an unloaded engine: the paper compares at 190 ms a token, twice the least
@@ -50,7 +49,7 @@ OVER_ALONE = Claim(
     "orca(selective=false)",
     above(1.0),
 )
-CLAIMS = (OVER_STATIC, ALONE_STATIC, OVER_ALONE)
+CLAIMS = (OVER_STATIC, ALONE_STATIC, OVER_ALONE, *orca_live.CLAIMS)
 
 
 @reproduction(PAPER, claims=CLAIMS, area="llm", seam="batching", mode="both")
@@ -63,17 +62,17 @@ def run(ctx: Context) -> Iterator[Result]:
     rates: dict[str, list[float]] = {kind: [] for kind in (*KINDS, *VARIANTS)}
 
     def sustains(policy: str, seed: int, bound_s: float, rate: float) -> bool:
-        return normalised_s(simulated(uniform(length_s, rate, seed), model, policy)) <= bound_s
+        return normalised_s(simulated(uniform(length_s, rate, seed, PROMPT, OUTPUT), model, policy)) <= bound_s
 
     for seed in ctx.each("the highest rates"):
-        bound_s = SLOWER * normalised_s(simulated(uniform(5000.0, 0.01, seed), model, KINDS["orca"][0]))
+        bound_s = SLOWER * normalised_s(simulated(uniform(5000.0, 0.01, seed, PROMPT, OUTPUT), model, KINDS["orca"][0]))
         for kind, policies in (*KINDS.items(), *VARIANTS.items()):
             rates[kind].append(max(capacity(partial(sustains, p, seed, bound_s), 0.1, 100.0, 9) for p in policies))
     middle = {kind: median(of) for kind, of in rates.items()}
     about = (
-        f"uniform: {uniform(length_s, 1.0, 0).source} {length_s:g} s at each rate. {MODEL}: four stages, each batch in "
-        "flight with an engine and a fourth of the memory of its own; every kind with the size of batch that suits it "
-        f"best. Request-level: one batch, padded to its longest prompt, in four micro-batches without bubbles, "
+        f"{uniform(length_s, 1.0, 0, PROMPT, OUTPUT).source} {length_s:g} s at each rate. {MODEL}: four stages, each "
+        "batch in flight with an engine and a fourth of the memory of its own; every kind with the size of batch that "
+        "suits it best. Request-level: one batch, padded to its longest prompt, in four micro-batches without bubbles, "
         f"{middle['static']:.3g} requests/s (at most 8 in a batch: {middle['eight']:.3g}; four batches, each renewed "
         f"on its own: {middle['apart']:.3g}). Without selective batching every length is a pass of its own, one after "
         f"the other: {middle['alone']:.3g}. With: {middle['orca']:.3g}; the paper's ratio would be "
@@ -83,6 +82,7 @@ def run(ctx: Context) -> Iterator[Result]:
         (OVER_STATIC, "orca", "static"), (ALONE_STATIC, "alone", "static"), (OVER_ALONE, "orca", "alone")
     ):  # fmt: skip
         yield ctx.result(claim, [a / b for a, b in zip(rates[one], rates[other], strict=True)], about, "simulated")
+    yield from orca_live.run(ctx)
 
 
 def simulated(workload: LLMWorkload, model: StepModel, policy: str) -> Served:
@@ -100,19 +100,3 @@ def normalised_s(outcome: Served) -> float:
     import numpy as np
 
     return float(np.median(outcome.latency_s / outcome.workload.output))
-
-
-def uniform(length_s: float, rate: float, seed: int, prompt: Range = PROMPT, output: Range = OUTPUT) -> LLMWorkload:
-    """The paper's synthetic requests: lengths drawn evenly, arrivals at random."""
-    from nubes.workloads.draws import generator
-    from nubes.workloads.llm import LLMWorkload
-    from nubes.workloads.llm_synthetic import arrivals
-
-    draw = generator(seed, "orca")
-    n = max(50, round(length_s * rate))
-    when = arrivals(draw, rate, n)
-    source = (
-        f"prompts of {prompt[0]} to {prompt[1]} and outputs of {output[0]} to {output[1]} tokens, Poisson arrivals."
-    )
-    lengths = [draw.integers(low, high + 1, n) for low, high in (prompt, output)]
-    return LLMWorkload("uniform", source, when, lengths[0], lengths[1], float(when[-1]))

@@ -1,4 +1,4 @@
-"""Sarathi-Serve: prompts in chunks beside the decodes, against prompts first, in simulation on a profiled A100."""
+"""Sarathi-Serve: prompts in chunks beside the decodes, against prompts first, on a profiled A100 and in the engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nubes.llm.policies.sarathi import PAPER
 from nubes.llm.tuning import tune
-from nubes.papers import Claim, Context, Result, above, at_least, at_most, below, reproduction
+from nubes.papers import Claim, Context, Result, above, at_least, at_most, below, reproduction, sarathi_live
 from nubes.papers.serving import capacity, requests, served, tbt_s, words
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ BUBBLES = Claim(
     "orca(reserve=paged)",
     below(1.0),
 )
-CLAIMS = (*STRICT.values(), RELAXED, PARTS, TUNED, BUBBLES)
+CLAIMS = (*STRICT.values(), RELAXED, PARTS, TUNED, BUBBLES, *sarathi_live.CLAIMS)
 
 
 @reproduction(PAPER, claims=CLAIMS, area="llm", seam="batching", mode="both")
@@ -98,6 +98,7 @@ def run(ctx: Context) -> Iterator[Result]:
     off = [max(abs(log2(ours / swept)) for ours, swept in pair) for pair in tuned]
     yield ctx.result(TUNED, off, f"{about} {said}", "simulated")
     yield bubbles(ctx, traces["arxiv"])
+    yield from sarathi_live.run(ctx)
 
 
 class Line:

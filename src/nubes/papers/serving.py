@@ -81,6 +81,22 @@ def tbt_s(outcome: Served, share: float = 0.99) -> float:
     return float(outcome.gaps_s[order][np.searchsorted(upto, share * upto[-1])])
 
 
+def uniform(length_s: float, rate: float, seed: int, prompt: tuple[int, int], output: tuple[int, int]) -> LLMWorkload:
+    """Requests whose lengths are drawn evenly from (least, most), arriving at random; 50 or more."""
+    from nubes.workloads.draws import generator
+    from nubes.workloads.llm import LLMWorkload
+    from nubes.workloads.llm_synthetic import arrivals
+
+    draw = generator(seed, "uniform")
+    n = max(50, round(length_s * rate))
+    when = arrivals(draw, rate, n)
+    source = (
+        f"prompts of {prompt[0]} to {prompt[1]} and outputs of {output[0]} to {output[1]} tokens, Poisson arrivals."
+    )
+    lengths = [draw.integers(low, high + 1, n) for low, high in (prompt, output)]
+    return LLMWorkload("uniform", source, when, lengths[0], lengths[1], float(when[-1]))
+
+
 def words(workload: LLMWorkload) -> str:
     """A workload in words."""
     return f"{workload.name}, {workload.requests:,} requests: {workload.source}"

@@ -1,4 +1,4 @@
-"""PagedAttention: KV memory in pages against memory reserved ahead, in simulation on a profiled A100."""
+"""PagedAttention: KV memory in pages against memory reserved ahead, on a profiled A100 and in the engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from nubes.llm.policies.vllm import PAPER
-from nubes.papers import Claim, Context, Result, above, at_least, at_most, below, between, reproduction
+from nubes.papers import Claim, Context, Result, above, at_least, at_most, below, between, paged_live, reproduction
 from nubes.papers.paging import recovery_s, sampled
 from nubes.papers.serving import capacity, normalised_s, requests, served, words
 
@@ -108,11 +108,12 @@ CROSSING = Claim(
     "comparable from 16 to 64",
 )
 CLAIMS = (
-    OVER_MAX, OVER_ORACLE, USE_MAX, USE_PAGED, ONE_SHOT, FIVE_SHOT, SAMPLES, COPIES, FLAT, SMALL, CROSSING
+    OVER_MAX, OVER_ORACLE, USE_MAX, USE_PAGED, ONE_SHOT, FIVE_SHOT, SAMPLES, COPIES, FLAT, SMALL, CROSSING,
+    *paged_live.CLAIMS,
 )  # fmt: skip
 
 
-@reproduction(PAPER, claims=CLAIMS, area="llm", seam="batching, preemption", mode="simulated")
+@reproduction(PAPER, claims=CLAIMS, area="llm", seam="batching, preemption", mode="both")
 def run(ctx: Context) -> Iterator[Result]:
     """Rates by bisection, then the use of memory when there is always somebody waiting."""
     from nubes.llm.models import step_model
@@ -132,13 +133,16 @@ def run(ctx: Context) -> Iterator[Result]:
             rates[rule].append(capacity(partial(sustains, rule, seed), 0.25, 8.0))
             use[rule].append(held(ctx, rule, seed, count))
     about = f"{words(workload)} opt-13b on an A100 with room for {SLOTS:,} tokens of KV."
-    yield ctx.result(OVER_MAX, [a / b for a, b in zip(rates["paged"], rates["max"], strict=True)], about)
-    yield ctx.result(OVER_ORACLE, [a / b for a, b in zip(rates["paged"], rates["oracle"], strict=True)], about)
-    yield ctx.result(USE_MAX, use["max"], about)
-    yield ctx.result(USE_PAGED, use["paged"], about)
+    yield ctx.result(OVER_MAX, [a / b for a, b in zip(rates["paged"], rates["max"], strict=True)], about, "simulated")
+    yield ctx.result(
+        OVER_ORACLE, [a / b for a, b in zip(rates["paged"], rates["oracle"], strict=True)], about, "simulated"
+    )
+    yield ctx.result(USE_MAX, use["max"], about, "simulated")
+    yield ctx.result(USE_PAGED, use["paged"], about, "simulated")
     yield from prefixes(ctx, model)
     yield from samples(ctx)
     yield from recoveries(ctx, model)
+    yield from paged_live.run(ctx)
 
 
 def prefixes(ctx: Context, model: StepModel) -> Iterator[Result]:
@@ -161,7 +165,7 @@ def prefixes(ctx: Context, model: StepModel) -> Iterator[Result]:
             f"seed 0: {shared:.3g}, {apart:.3g} if nothing is shared, {oracle:.3g} Orca (Oracle), whose prompts "
             "ride along with the decodes, where paged ones take iterations of their own."
         )
-        yield ctx.result(claim, [ours / theirs for ours, theirs, _ in rates], said)
+        yield ctx.result(claim, [ours / theirs for ours, theirs, _ in rates], said, "simulated")
 
 
 def translations(n: int, shared: int, rate: float, seed: int) -> LLMWorkload:
@@ -196,8 +200,8 @@ def samples(ctx: Context) -> Iterator[Result]:
         saved.append(sum(held for held, _ in counts) / alone)
         copied.append(max(copies for _, copies in counts) / WIDTH)
     about = f"{words(offered(ctx, count, 0, 1.0))} Blocks of 16, counted in the scheduler."
-    yield ctx.result(SAMPLES, saved, about)
-    yield ctx.result(COPIES, copied, about)
+    yield ctx.result(SAMPLES, saved, about, "simulated")
+    yield ctx.result(COPIES, copied, about, "simulated")
 
 
 def recoveries(ctx: Context, model: StepModel) -> Iterator[Result]:
@@ -219,14 +223,14 @@ def recoveries(ctx: Context, model: StepModel) -> Iterator[Result]:
     )
     again = [took["recompute", tokens] for tokens in LENGTHS]
     swaps = [took["swap", tokens] for tokens in LENGTHS]
-    yield ctx.result(FLAT, [max(max(of) / min(of) for of in again)], about)
-    yield ctx.result(SMALL, [min(of[0] / max(of[1:]) for of in swaps)], about)
+    yield ctx.result(FLAT, [max(max(of) / min(of) for of in again)], about, "simulated")
+    yield ctx.result(SMALL, [min(of[0] / max(of[1:]) for of in swaps)], about, "simulated")
     crossings = [
         next((size for size, a, b in zip(SIZES, swap, other, strict=True) if a < b), 2 * SIZES[-1])
         for swap, other in zip(swaps, again, strict=True)
     ]
     each = ", ".join(f"{size} for {tokens}" for tokens, size in zip(LENGTHS, crossings, strict=True))
-    yield ctx.result(CROSSING, [median(crossings)], f"{about} From block size {each} tokens.")
+    yield ctx.result(CROSSING, [median(crossings)], f"{about} From block size {each} tokens.", "simulated")
 
 
 def offered(ctx: Context, count: int, seed: int, rate: float) -> LLMWorkload:

@@ -98,12 +98,40 @@ def conversations(
     )  # fmt: skip
 
 
+def adapters(
+    rate: float = 2.0, length: str | float = "5m", adapters: int = 200, alpha: float = 1.0, cv: float = 1.0,
+    shortest: int = 8, longest: int = 512, seed: int = 0,
+) -> LLMWorkload:  # fmt: skip
+    """Requests for many LoRA adapters, as S-LoRA (MLSys 2024) was tested: floor(adapters * U^(1 / alpha)) is wanted.
+
+    With `alpha=1` all are wanted as often; below that, those of small numbers more. Lengths are drawn evenly.
+    """
+    import numpy as np
+
+    from nubes.workloads.llm import LLMWorkload
+
+    long_s = parse(length)
+    if adapters < 1 or not 0 < alpha <= 1 or not 1 <= shortest <= longest:
+        raise UsageError("adapters: there is at least one, alpha is in 0 ... 1, and lengths rise.", "Try alpha=0.5.")
+    draw = generator(seed, "llm", "adapters")
+    when = arrivals(draw, rate, max(1, round(rate * long_s)), cv)
+    n = len(when)
+    return LLMWorkload(
+        f"adapters(rate={rate:g},adapters={adapters},alpha={alpha:g},cv={cv:g})",
+        f"{adapters} adapters with popularity alpha={alpha:g}, Gamma arrivals of CV {cv:g}, {shortest} to {longest} tokens "
+        "in and out.",
+        when, draw.integers(shortest, longest + 1, n), draw.integers(shortest, longest + 1, n), float(when[-1]),
+        adapter=np.floor(adapters * draw.power(alpha, n)).astype(np.int64),
+    )  # fmt: skip
+
+
 GENERATORS: dict[str, Callable[..., LLMWorkload]] = {
     "chat-like": chat_like,
     "code-like": code_like,
     "long-context-like": long_context_like,
     "agents-like": agents_like,
     "conversations": conversations,
+    "adapters": adapters,
 }
 
 

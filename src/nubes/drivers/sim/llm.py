@@ -18,6 +18,7 @@ import numpy as np
 from nubes.drivers.sim.stages import Stages
 from nubes.llm.load import StepModel
 from nubes.llm.scheduler import Scheduler
+from nubes.llm.seams import Batching
 from nubes.llm.sequence import DECODE, Sequence
 from nubes.llm.step import Step
 
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
 class Instance:
     """A scheduler and the hardware under it. `block_s`: seconds to move a block to host memory, or back.
 
+    With `overlap` blocks move beside the computation, layer by layer and both ways at once, and a step takes as long as
+    the slowest of the three; otherwise the computation waits for them.
     `stages`: the pipeline its steps pass through, where there is one; `pipelined` makes the instances that share it.
     """
 
     scheduler: Scheduler
     model: StepModel
     block_s: float = 0.0
+    overlap: bool = False
     stages: Stages | None = None
     step: Step | None = None
     ends: dict[int, list[Sequence]] = field(default_factory=dict)  # decode step -> who gets its last token in it
@@ -272,18 +276,23 @@ class Run:
             return False
         instance.step = step
         load = step.load
-        begun = at = now + load.moved * instance.block_s
+        begun = at = now if instance.overlap else now + load.moved * instance.block_s
         if load.prefill_rows or load.decodes:
-            for each in instance.scheduler.batching.passes(step, instance.scheduler.state):
+            scheduler = instance.scheduler
+            plain = type(scheduler.batching).passes is Batching.passes
+            for each in (load,) if plain else scheduler.batching.passes(step, scheduler.state):
                 took = instance.model.seconds(each)
                 instance.busy_s += took
                 at = at + took if instance.stages is None else instance.stages.run(begun, took)
+        at = max(at, now + load.filled * instance.block_s)  # adapters come while the step runs
         for chunk in step.chunks:
             self.begun_s.setdefault(chunk.sequence.id, now)
         for sequence in step.resumed:
             self.lost_s += now - sequence.paused_s
             self._expect(instance, sequence)
             instance.fresh.append((sequence.paused_s, sequence))
+        if instance.overlap and load.moved:
+            at = max(at, now + max(len(step.loads), len(step.saves)) * instance.block_s)
         instance.steps += 1
         instance.busy_s += begun - now
         heappush(self.heap, (at, number))

@@ -239,6 +239,15 @@ class Tokenize(Body, kw_only=True):
     return_token_strs: bool | None = None
 
 
+class LoadAdapter(Body, kw_only=True):
+    lora_name: Annotated[str, Meta(min_length=1)]
+    lora_path: Annotated[str, Meta(min_length=1)]
+
+
+class UnloadAdapter(Body, kw_only=True):
+    lora_name: Annotated[str, Meta(min_length=1)]
+
+
 class Detokenize(Body, kw_only=True):
     tokens: list[Count]
 

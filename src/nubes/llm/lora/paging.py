@@ -49,6 +49,10 @@ class Adapters:
     def _keys(self, name: str) -> list[object]:
         return [("adapter", name, nth) for nth in range(self.size(name))]
 
+    def owns(self, key: object) -> bool:
+        """Whether a block with that key holds part of an adapter."""
+        return bool(self.sizes) and isinstance(key, tuple) and key[0] == "adapter"
+
     def need(self, name: str) -> int:
         """Blocks that admitting a sequence with this adapter takes from those available; more than there are if it is
         not ready."""

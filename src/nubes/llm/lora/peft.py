@@ -98,7 +98,8 @@ def _tensors(folder: Path) -> Iterable[tuple[str, Any]]:
     except ImportError:
         raise UsageError("Adapters need the package safetensors.", "Run `pip install nubes[llm]`.") from None
     try:
-        for key, info in safetensors.deserialize(path.read_bytes()):
+        found: list[tuple[str, Any]] = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+        for key, info in found:
             kind, shape = info["dtype"], info["shape"]
             if kind == "BF16":
                 wide = np.frombuffer(info["data"], np.uint16).astype(np.uint32) << 16

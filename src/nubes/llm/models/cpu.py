@@ -73,13 +73,17 @@ class Cpu:
 
 
 def cpu(path: str | Path) -> Cpu:
-    """A fit that was saved. Raises `UsageError`."""
+    """A fit that was saved, or one to the steps of a recording. Raises `UsageError`."""
+    from nubes.llm.recording import is_recording, read
+
+    if is_recording(Path(path).expanduser()):
+        return read(path).fit()
     try:
         saved = msgspec.json.decode(Path(path).expanduser().read_bytes(), type=_Saved)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.", "Name a file that a fit was saved to.") from None
+        raise UsageError(f"{path} cannot be read: {error.strerror}.", "Name a saved fit, or a recording.") from None
     except msgspec.DecodeError as error:
-        raise UsageError(f"{path} is no saved step model: {error}.", "Name a file that a fit was saved to.") from None
+        raise UsageError(f"{path} is no saved step model: {error}.", "Name a saved fit, or a recording.") from None
     return Cpu(**msgspec.structs.asdict(saved))
 
 

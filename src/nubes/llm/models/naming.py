@@ -11,14 +11,20 @@ from nubes.kernel.errors import UsageError
 from nubes.llm.load import StepModel
 from nubes.llm.models.cpu import cpu
 from nubes.llm.models.lin import lin
+from nubes.llm.models.lora import lora
 from nubes.llm.models.opt import opt
 from nubes.llm.models.tab import tab
 from nubes.llm.models.vidur import vidur
 
-MODELS: dict[str, Callable[..., StepModel]] = {"opt": opt, "lin": lin, "tab": tab, "vidur": vidur, "cpu": cpu}
-EXAMPLES = (
-    "opt(opt-13b,tp=1), lin(llama-3-8b,gpu=a100,tp=1), tab(llama-2-70b,gpu=h100,tp=8), vidur(llama-3-8b), cpu(PATH)"
-)
+MODELS: dict[str, Callable[..., StepModel]] = {
+    "opt": opt,
+    "lin": lin,
+    "lora": lora,
+    "tab": tab,
+    "vidur": vidur,
+    "cpu": cpu,
+}
+EXAMPLES = "opt(opt-13b,tp=1), lin(llama-3-8b,gpu=a100,tp=1), lora(llama-2-7b,gpu=a10), tab(llama-2-70b,gpu=h100,tp=8), vidur(llama-3-8b), cpu(PATH)"
 
 
 def step_model(text: str) -> StepModel:

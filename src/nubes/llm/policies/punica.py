@@ -7,6 +7,8 @@ from collections.abc import Sequence as Many
 from nubes.kernel.policy import Paper, policy
 from nubes.llm.cluster.member import Member
 from nubes.llm.cluster.seams import Ask, Migration, Move, Routing, Scaling
+from nubes.llm.seams import Batch, Batching
+from nubes.llm.state import State
 
 PAPER = Paper("punica", "Punica", "Punica: Multi-Tenant LoRA Serving", "MLSys 2024")
 
@@ -15,6 +17,23 @@ def room(member: Member, most: int, tokens: int) -> bool:
     """Whether one more request of so many tokens fits the batch and the memory, those that wait there counted."""
     said = member.report
     return member.load < most and -(-tokens // said.block_size) < said.free - said.queued_blocks
+
+
+@policy("punica", paper=PAPER)
+class OnePrompt(Batching):
+    """One whole prompt beside one token of every running sequence, whatever their adapters; at most `max_seqs` run."""
+
+    def __init__(self, max_seqs: int = 32) -> None:
+        self.max_seqs = max_seqs
+
+    def compose(self, state: State, now: float) -> Batch:
+        prompts = [(sequence, sequence.todo) for sequence in state.prefilling.values()]
+        if not prompts and state.waiting and not state.swapped:
+            first = state.waiting[0]
+            room = state.need(first, self.reserve(first)) <= state.free_blocks - state.growth
+            if room and state.running + first.width <= self.max_seqs:
+                prompts.append((first, state.rows(first)))
+        return Batch(True, prompts)
 
 
 @policy("punica", paper=PAPER)

@@ -24,7 +24,7 @@ typedef struct {
     uint64_t extra;
 } view;
 
-/* Which of the sixteen slots from `slot` on. */
+/* Which of the (up to sixteen) slots from `slot` on. */
 INLINE uint16_t seen(view w, int slot) {
     const int n = w.visible - slot;
     uint32_t mask = n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0;
@@ -38,16 +38,11 @@ INLINE int horizon(view w) { return w.visible + (w.extra ? 64 - __builtin_clzll(
 /* c[r] = c[r] * keep[r] + a[r] . b, or without the first term if `keep` is NULL. */
 INLINE void product(const int rows, const float *a, long lda, const float *b, long ldb, int k, float *c, long ldc,
                     const float *keep) {
-    vf acc[ROWS][2];
+    vf acc[ROWS][ACROSS];
     multiply_f(rows, a, lda, b, ldb, k, acc);
-    for (int r = 0; r < rows; r++, c += ldc) {
-        if (keep) {
-            acc[r][0] = fma16(load(c), splat(keep[r]), acc[r][0]);
-            acc[r][1] = fma16(load(c + LANES), splat(keep[r]), acc[r][1]);
-        }
-        store(c, acc[r][0]);
-        store(c + LANES, acc[r][1]);
-    }
+    for (int r = 0; r < rows; r++, c += ldc)
+        for (int j = 0; j < ACROSS; j++)
+            store(c + j * LANES, keep ? fma_(load(c + j * LANES), splat(keep[r]), acc[r][j]) : acc[r][j]);
 }
 
 static void products(int rows, const float *a, long lda, const float *b, long ldb, int k, float *c, long ldc,
@@ -109,18 +104,18 @@ INLINE void attend(attention_scratch *t, int n, const view *views, const int32_t
             for (int c = 0; c < lanes; c += LANES) {
                 vf x = load(t->s[i] + c);
                 if (masked) store(t->s[i] + c, x = choose(seen(views[i], start + c), x, splat(-1e30f)));
-                high = max16(high, x);
+                high = max_(high, x);
             }
-            top[i] = top16(high);
+            top[i] = top_(high);
         }
         for (int i = 0; i < n; i += LANES) {
-            store(t->fade + i, exp16(load(t->top + i) - load(top + i)));
+            store(t->fade + i, exp_(load(t->top + i) - load(top + i)));
             store(t->top + i, load(top + i));
         }
         for (int i = 0; i < n; i++) {
             vf sum = t->sum[i] * splat(t->fade[i]);
             for (int c = 0; c < lanes; c += LANES) {
-                vf p = exp16(load(t->s[i] + c) - splat(top[i]));
+                vf p = exp_(load(t->s[i] + c) - splat(top[i]));
                 if (masked) p = choose(seen(views[i], start + c), p, splat(0));
                 store(t->s[i] + c, p);
                 sum += p;
@@ -130,7 +125,7 @@ INLINE void attend(attention_scratch *t, int n, const view *views, const int32_t
         products(n, t->s[0], CHUNK, t->v, dim, tokens, t->o, dim, dim, t->fade);
     }
     for (int i = 0; i < n; i++) {
-        const float sum = sum16(t->sum[i]);
+        const float sum = sum_(t->sum[i]);
         const vf inverse = splat(sum != 0 ? 1.0f / sum : 0);
         for (int d = 0; d < dim; d += LANES) store(t->o + i * dim + d, load(t->o + i * dim + d) * inverse);
     }

@@ -17,7 +17,7 @@
 #include "vec.h"
 
 enum { FP32, INT8, INT4, WIDE4 };
-enum { PANEL = 32, GROUP = 32 }; /* a tile is at most ROWS x PANEL */
+enum { PANEL = 32, GROUP = 32, ACROSS = PANEL / LANES }; /* a tile is at most ROWS x PANEL */
 
 typedef struct {
     int32_t kind, outputs, inputs, unused;
@@ -41,28 +41,37 @@ INLINE long panel_bytes(const matrix *m) { return m->inputs / GROUP * group_byte
 /* `k` floats to bytes, GROUP by GROUP. A NaN makes its group's scale NaN: it stays visible, in its own row. */
 INLINE void quantise(const float *x, int k, int8_t *q, float *scale, float *low, int32_t *bias) {
     for (int g = 0; g < k / GROUP; g++, x += GROUP, q += GROUP) {
-        const vf a = load(x), b = load(x + LANES);
-        const float top = top16(max16(abs16(a), abs16(b)));
+        vf most = splat(0);
+        vi sums = splat_i(0);
+        int broken = 0;
+        for (int i = 0; i < GROUP; i += LANES) {
+            most = max_(most, abs_(load(x + i)));
+            broken |= nans(load(x + i));
+        }
+        const float top = top_(most);
         const vf inverse = splat(top > 0 ? 127.0f / top : 0);
-        const vi qa = round16(a * inverse), qb = round16(b * inverse);
-        const int32_t sum = sum16_i(qa + qb);
-        store_s8(q, qa);
-        store_s8(q + LANES, qb);
-        scale[g] = nans(a) | nans(b) ? NAN : top / 127.0f;
+        for (int i = 0; i < GROUP; i += LANES) {
+            const vi rounded = round_(load(x + i) * inverse);
+            store_s8(q + i, rounded);
+            sums += rounded;
+        }
+        const int32_t sum = sum_i(sums);
+        scale[g] = broken ? NAN : top / 127.0f;
         low[g] = scale[g] * (float)sum;
         bias[g] = -128 * sum;
     }
 }
 
-/* acc[r][0..1] = a[r] . b for `rows` rows of `a` and 32 columns of `b`. */
-INLINE void multiply_f(const int rows, const float *a, long lda, const float *b, long ldb, int k, vf acc[][2]) {
-    for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = splat(0);
+/* acc[r] = a[r] . b for `rows` rows of `a` and a panel's columns of `b`. */
+INLINE void multiply_f(const int rows, const float *a, long lda, const float *b, long ldb, int k, vf acc[][ACROSS]) {
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < ACROSS; j++) acc[r][j] = splat(0);
     for (int i = 0; i < k; i++, b += ldb) {
-        const vf b0 = load(b), b1 = load(b + LANES);
+        vf w[ACROSS];
+        for (int j = 0; j < ACROSS; j++) w[j] = load(b + j * LANES);
         for (int r = 0; r < rows; r++) {
             const vf x = splat(a[r * lda + i]);
-            acc[r][0] = fma16(x, b0, acc[r][0]);
-            acc[r][1] = fma16(x, b1, acc[r][1]);
+            for (int j = 0; j < ACROSS; j++) acc[r][j] = fma_(x, w[j], acc[r][j]);
         }
     }
 }
@@ -74,54 +83,44 @@ typedef struct {
 } soon;
 
 INLINE void multiply_q(const int rows, const int kind, const inputs *in, long row, const uint8_t *panel, int groups,
-                       soon next, vf acc[][2]) {
-    const long k = (long)groups * GROUP;
+                       soon next, vf acc[][ACROSS]) {
+    const long k = (long)groups * GROUP, first = row * groups;
     const int8_t *q = in->q + row * k;
-    const long first = row * groups;
-    for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = splat(0);
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < ACROSS; j++) acc[r][j] = splat(0);
     for (int g = 0; g < groups; g++, q += GROUP, panel += group_bytes(kind)) {
-        const uint8_t *w = panel + (kind == INT8 ? 64 : 128);
+        const half *scales = (const half *)panel, *offsets = scales + PANEL;
+        const uint8_t *weights = panel + (kind == INT8 ? 64 : 128);
         for (int i = 0; i < next.lines; i++, next.at += 64) __builtin_prefetch(next.at, 0, 2);
-        vi s[ROWS][2];
-        for (int r = 0; r < rows; r++) s[r][0] = s[r][1] = splat_i(kind == INT8 ? in->bias[first + r * groups + g] : 0);
-        for (int step = 0; step < 8; step++) {
-            vi w0, w1;
-            if (kind == INT4) {
-                const vi p0 = load_i(w + step / 2 * 128), p1 = load_i(w + step / 2 * 128 + 64);
-                w0 = step % 2 ? upper(p0) : lower(p0);
-                w1 = step % 2 ? upper(p1) : lower(p1);
-            } else {
-                w0 = load_i(w + step * 128);
-                w1 = load_i(w + step * 128 + 64);
+        vi s[ROWS][ACROSS];
+        for (int r = 0; r < rows; r++)
+            for (int j = 0; j < ACROSS; j++) s[r][j] = splat_i(kind == INT8 ? in->bias[first + r * groups + g] : 0);
+        for (int step = 0; step < GROUP / 4; step++) {
+            vi w[ACROSS];
+            for (int j = 0; j < ACROSS; j++) {
+                const vi v = load_i(weights + (kind == INT4 ? step / 2 : step) * 4 * PANEL + j * 4 * LANES);
+                w[j] = kind != INT4 ? v : step % 2 ? upper(v) : lower(v);
             }
             for (int r = 0; r < rows; r++) {
                 int32_t x;
                 memcpy(&x, q + r * k + step * 4, 4);
-                s[r][0] = dot4(s[r][0], w0, x);
-                s[r][1] = dot4(s[r][1], w1, x);
+                for (int j = 0; j < ACROSS; j++) s[r][j] = dot4(s[r][j], w[j], x);
             }
         }
-        const half *scales = (const half *)panel;
-        const vf d0 = load_half(scales), d1 = load_half(scales + LANES);
-        for (int r = 0; r < rows; r++) {
-            const vf d = splat(in->scale[first + r * groups + g]);
-            acc[r][0] = fma16(to_float(s[r][0]), d0 * d, acc[r][0]);
-            acc[r][1] = fma16(to_float(s[r][1]), d1 * d, acc[r][1]);
-        }
-        if (kind != INT8) {
-            const vf m0 = load_half(scales + 32), m1 = load_half(scales + 48);
-            for (int r = 0; r < rows; r++) {
-                const vf low = splat(in->low[first + r * groups + g]);
-                acc[r][0] = fma16(m0, low, acc[r][0]);
-                acc[r][1] = fma16(m1, low, acc[r][1]);
-            }
+        for (int j = 0; j < ACROSS; j++) {
+            const vf d = load_half(scales + j * LANES);
+            for (int r = 0; r < rows; r++)
+                acc[r][j] = fma_(to_float(s[r][j]), d * splat(in->scale[first + r * groups + g]), acc[r][j]);
+            if (kind == INT8) continue;
+            const vf m = load_half(offsets + j * LANES);
+            for (int r = 0; r < rows; r++) acc[r][j] = fma_(m, splat(in->low[first + r * groups + g]), acc[r][j]);
         }
     }
 }
 
 /* One panel's product with rows `row` ... `row + rows - 1`; the compiler makes one kernel for each number of rows. */
 INLINE void multiply_kind(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row,
-                          soon next, vf acc[][2]) {
+                          soon next, vf acc[][ACROSS]) {
     switch (kind) {
     case FP32: multiply_f(rows, in->f + row * m->inputs, m->inputs, (const float *)panel, PANEL, m->inputs, acc); break;
     case INT8: multiply_q(rows, INT8, in, row, panel, m->inputs / GROUP, next, acc); break;

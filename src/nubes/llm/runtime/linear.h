@@ -11,36 +11,34 @@ enum { CACHED = 1 << 20 }; /* bytes of inputs that stay in a core's cache while 
 static void widen(const uint8_t *from, uint8_t *to, int groups) {
     for (int g = 0; g < groups; g++, from += group_bytes(INT4), to += group_bytes(WIDE4)) {
         memcpy(to, from, 128);
-        for (int i = 0; i < 8; i++) {
-            const vi v = load_i(from + 128 + 64 * i);
-            uint8_t *at = to + 128 + i / 2 * 256 + i % 2 * 64;
+        for (int i = 0; i < 512; i += 4 * LANES) {
+            const vi v = load_i(from + 128 + i);
+            uint8_t *at = to + 128 + i / 128 * 256 + i % 128; /* two steps of 128 bytes come of one */
             store_i(at, lower(v));
             store_i(at + 128, upper(v));
         }
     }
 }
 
-INLINE void finish(int op, int rows, vf acc[][2], float *out, long stride, int panel, int columns) {
+INLINE void finish(int op, int rows, vf acc[][ACROSS], float *out, long stride, int panel, int columns) {
     const int at = panel * PANEL;
     for (int r = 0; r < rows; r++, out += stride) {
-        if (op == GATED) {
-            const vf gate = acc[r][0];
-            store(out + at / 2, gate / (splat(1) + exp16(-gate)) * acc[r][1]);
-        } else if (op == ADD) {
-            store(out + at, load(out + at) + acc[r][0]);
-            store(out + at + LANES, load(out + at + LANES) + acc[r][1]);
-        } else if (at + PANEL <= columns) {
-            store(out + at, acc[r][0]);
-            store(out + at + LANES, acc[r][1]);
-        } else {
+        if (op == PUT && at + PANEL > columns) {
             memcpy(out + at, acc[r], sizeof(float) * (size_t)(columns - at));
+            continue;
+        }
+        for (int j = 0; j < (op == GATED ? ACROSS / 2 : ACROSS); j++) {
+            const vf x = acc[r][j];
+            float *to = out + (op == GATED ? at / 2 : at) + j * LANES;
+            if (op == GATED) store(to, x / (splat(1) + exp_(-x)) * acc[r][j + ACROSS / 2]);
+            else store(to, op == ADD ? load(to) + x : x);
         }
     }
 }
 
 INLINE void one_tile(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row,
                      int op, float *out, long stride, int p, soon next) {
-    vf acc[ROWS][2];
+    vf acc[ROWS][ACROSS];
     multiply_kind(rows, m, panel, kind, in, row, next, acc);
     finish(op, rows, acc, out + row * stride, stride, p, m->outputs);
 }

@@ -14,19 +14,19 @@ static const char *page(const lora *l, const segment *s, int layer, int j) {
 
 /* `ranks` of A against `rows` rows: a vector along k for each pair, summed up at the end. */
 INLINE void dots(const int rows, const int ranks, const int is_half, const char *const *a, const float *x, int k, float *to, long width) {
-    vf acc[rows][ranks];
+    vf acc[TILE][8];
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < ranks; j++) acc[r][j] = splat(0);
     for (int i = 0; i < k; i += LANES) {
-        vf in[rows];
+        vf in[TILE];
         for (int r = 0; r < rows; r++) in[r] = load(x + (long)r * k + i);
         for (int j = 0; j < ranks; j++) {
             const vf w = value(a[j], i, is_half);
-            for (int r = 0; r < rows; r++) acc[r][j] = fma16(in[r], w, acc[r][j]);
+            for (int r = 0; r < rows; r++) acc[r][j] = fma_(in[r], w, acc[r][j]);
         }
     }
     for (int r = 0; r < rows; r++)
-        for (int j = 0; j < ranks; j++) to[r * width + j] = sum16(acc[r][j]);
+        for (int j = 0; j < ranks; j++) to[r * width + j] = sum_(acc[r][j]);
 }
 
 INLINE void shrink_rows(const int rows, const int is_half, const char *const *a, int ranks, const float *x, int k, float *to, long width) {
@@ -62,13 +62,13 @@ INLINE void shrink(const int is_half, const lora *l, int layer, int first, int c
 /* `vectors` columns of sixteen of B added to `rows` rows. */
 INLINE void sums(const int rows, const int vectors, const int is_half, const char *const *b, long column, const float (*inner)[MAX_RANK], int rank,
                  float *y, long stride) {
-    vf acc[rows][vectors];
+    vf acc[TILE][8];
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vectors; v++) acc[r][v] = load(y + r * stride + v * LANES);
     for (int j = 0; j < rank; j++)
         for (int v = 0; v < vectors; v++) {
             const vf w = value(b[j], column + v * LANES, is_half);
-            for (int r = 0; r < rows; r++) acc[r][v] = fma16(splat(inner[r][j]), w, acc[r][v]);
+            for (int r = 0; r < rows; r++) acc[r][v] = fma_(splat(inner[r][j]), w, acc[r][v]);
         }
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vectors; v++) store(y + r * stride + v * LANES, acc[r][v]);

@@ -22,16 +22,16 @@ static double now(void) {
 
 static void work(void *argument, int thread) {
     task *w = argument;
-    vf acc[ROWS][2], total = splat(0);
+    vf acc[ROWS][ACROSS], total = splat(0);
     if (w->what == READ) {
         const long share = w->bytes / w->threads / 256 * 256;
         const uint8_t *p = w->memory + thread * share;
         vi a = splat_i(0), b = a, c = a, d = a;
-        for (long i = 0; i < share; i += 256) {
+        for (long i = 0; i + 16 * LANES <= share; i += 16 * LANES) {
             a ^= load_i(p + i);
-            b ^= load_i(p + i + 64);
-            c ^= load_i(p + i + 128);
-            d ^= load_i(p + i + 192);
+            b ^= load_i(p + i + 4 * LANES);
+            c ^= load_i(p + i + 8 * LANES);
+            d ^= load_i(p + i + 12 * LANES);
         }
         total = to_float(a ^ b ^ c ^ d);
     } else {
@@ -40,10 +40,11 @@ static void work(void *argument, int thread) {
         for (int i = 0; i < TIMES; i++) {
             if (w->what == FLOATS) multiply_f(ROWS, in.f, INNER, (const float *)w->memory, PANEL, INNER / 4, acc);
             else multiply_q(ROWS, INT8, &in, 0, w->memory, INNER / GROUP, (soon){NULL, 0}, acc);
-            for (int r = 0; r < ROWS; r++) total += acc[r][0] + acc[r][1];
+            for (int r = 0; r < ROWS; r++)
+                for (int j = 0; j < ACROSS; j++) total += acc[r][j];
         }
     }
-    w->sink[thread % 64] = sum16(total);
+    w->sink[thread % 64] = sum_(total);
 }
 
 double nubes_measure(int what, int threads, const uint8_t *memory, long bytes) {

@@ -2,6 +2,7 @@
 #include "runtime.h"
 
 enum { FROM_F32, FROM_Q4_1, FROM_Q8_0 };
+enum { RUN = PANEL / 2 };
 enum { Q4_1_BYTES = 20, Q8_0_BYTES = 34 };
 
 INLINE float half_at(const uint8_t *p) {
@@ -39,11 +40,11 @@ INLINE void pack_int8(int from, const void *source, long row, int inputs, int g,
     } else {
         float w[GROUP];
         read_group(from, source, row, inputs, g, w);
-        const vf a = load(w), b = load(w + LANES);
-        scale = (half)(top16(max16(abs16(a), abs16(b))) / 127.0f);
+        vf most = splat(0);
+        for (int i = 0; i < GROUP; i += LANES) most = max_(most, abs_(load(w + i)));
+        scale = (half)(top_(most) / 127.0f);
         const vf inverse = splat((float)scale > 0 ? 1.0f / (float)scale : 0);
-        store_s8((int8_t *)bytes, round16(a * inverse));
-        store_s8((int8_t *)bytes + LANES, round16(b * inverse));
+        for (int i = 0; i < GROUP; i += LANES) store_s8((int8_t *)bytes + i, round_(load(w + i) * inverse));
         for (int i = 0; i < GROUP; i++) bytes[i] ^= 128;
     }
     ((half *)group)[lane] = scale;
@@ -91,7 +92,7 @@ int nubes_pack(int kind, uint8_t *packed, int inputs, int column, int step, int 
     const matrix m = {kind, 0, inputs, 0, packed};
     if (kind < FP32 || kind > INT4 || source_kind < FROM_F32 || source_kind > FROM_Q8_0) return -1;
     for (int row = 0; row < rows; row++) {
-        const int at = column + row / LANES * step + row % LANES, lane = at % PANEL;
+        const int at = column + row / RUN * step + row % RUN, lane = at % PANEL;
         uint8_t *group = packed + at / PANEL * panel_bytes(&m);
         for (int g = 0; g < inputs / GROUP; g++, group += group_bytes(kind)) {
             if (kind == INT8) {

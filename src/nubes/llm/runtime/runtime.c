@@ -93,8 +93,8 @@ static void norm(const engine *e, const float *x, const float *weight, long row,
     const int k = e->m.hidden;
     float *to = e->a.f + row * k;
     vf square = splat(0);
-    for (int i = 0; i < k; i += LANES) square = fma16(load(x + i), load(x + i), square);
-    const vf scale = splat(1.0f / sqrtf(sum16(square) / (float)k + e->m.eps));
+    for (int i = 0; i < k; i += LANES) square = fma_(load(x + i), load(x + i), square);
+    const vf scale = splat(1.0f / sqrtf(sum_(square) / (float)k + e->m.eps));
     for (int i = 0; i < k; i += LANES) store(to + i, load(x + i) * scale * load(weight + i));
     if (bytes) to_bytes(&e->a, row, k);
 }

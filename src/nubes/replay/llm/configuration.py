@@ -60,7 +60,8 @@ class Configuration(msgspec.Struct, frozen=True):
                     batching=self.batching or None, ordering=self.ordering or None,
                     preemption=self.preemption or None, retention=self.retention or None,
                 )  # fmt: skip
-                made.append(Instance(scheduler, model, self.block_size * model.kv_bytes / link(model), stages))
+                block_s = self.block_size * model.kv_bytes / link(model)
+                made.append(Instance(scheduler, model, block_s, stages=stages))
         return made
 
     def price(self, model: StepModel) -> float:

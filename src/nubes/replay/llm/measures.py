@@ -38,7 +38,7 @@ class Measures(msgspec.Struct, frozen=True):
     kv_peak: float
     prefix_hits: float  # share of prompt tokens whose KV was there
     preemptions: int
-    busy: float  # share of the time that engines were in a step
+    busy: float  # share of the time that engines, or the stages of their pipelines, were in a step
     dollars: float
     dollars_per_million: float  # tokens, of prompts and answers together
     dollars_per_million_output: float
@@ -65,7 +65,7 @@ class Meter:
             self.tick(min(now / self.seconds, 1.0))
 
 
-def measures(served: Served, meter: Meter, engines: int, price: float, slo: Slo | None) -> Measures:
+def measures(served: Served, meter: Meter, instances: int, price: float, slo: Slo | None) -> Measures:
     """All measures of one outcome, at `price` dollars an hour."""
     import numpy as np
 
@@ -91,7 +91,7 @@ def measures(served: Served, meter: Meter, engines: int, price: float, slo: Slo 
         kv_peak=meter.peak,
         prefix_hits=float(served.cached[done].sum() / max(prompt, 1)),
         preemptions=served.preemptions,
-        busy=served.busy_s / (seconds * engines),
+        busy=served.busy_s / (seconds * instances),
         dollars=dollars,
         dollars_per_million=dollars * MILLION / max(prompt + output, 1),
         dollars_per_million_output=dollars * MILLION / max(output, 1),

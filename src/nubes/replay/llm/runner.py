@@ -43,11 +43,11 @@ class Task:
         from nubes.replay.llm.report import boiled
 
         workload = self.source(self.seed) if callable(self.source) else self.source
-        engines = self.configuration.engines(self.model)
+        configuration = self.configuration
         meter = Meter(workload.seconds, tick)
-        served = simulate_llm(workload, engines, watch=meter)
-        price = self.configuration.price(self.model)
-        return boiled(served, measures(served, meter, len(engines), price, self.slo))
+        served = simulate_llm(workload, configuration.engines(self.model), watch=meter)
+        price = configuration.price(self.model)
+        return boiled(served, measures(served, meter, configuration.instances, price, self.slo))
 
 
 def replay_llm(
