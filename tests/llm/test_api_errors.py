@@ -347,15 +347,13 @@ def test_keys_say_who_it_is() -> None:
 
 
 def test_quotas_are_told_and_kept() -> None:
-    with served(
-        app({"fake": FakeEngine()}, keys={"a": "ann", "b": "bob"}, quota=Quota(requests=2, tokens=100_000))
-    ) as url:
+    with served(app({"fake": FakeEngine()}, keys={"a": "ann", "b": "bob"}, quota=Quota(requests=2, tokens=600))) as url:
         client = openai.OpenAI(base_url=url + "/v1", api_key="a", max_retries=0)
         first = client.chat.completions.with_raw_response.create(model="fake", messages=user("x"))
         assert first.headers["x-ratelimit-limit-requests"] == "2"
         assert first.headers["x-ratelimit-remaining-requests"] == "1"
         second = client.chat.completions.with_raw_response.create(model="fake", messages=user("x"))
-        spent = 100_000 - int(second.headers["x-ratelimit-remaining-tokens"])
+        spent = 600 - int(second.headers["x-ratelimit-remaining-tokens"])
         assert 0 < spent <= first.parse().usage.total_tokens
         with pytest.raises(openai.RateLimitError) as told:
             client.chat.completions.create(model="fake", messages=user("x"))

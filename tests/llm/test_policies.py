@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nubes.drivers.sim.llm import Instance, Served, pipelined, simulate_llm
 from nubes.drivers.sim.stages import Stages
 from nubes.kernel.errors import UsageError
-from nubes.llm.load import Load
+from nubes.llm.load import Load, StepModel
 from nubes.llm.models import step_model
 from nubes.llm.policies.vllm import Cheaper
 from nubes.llm.scheduler import Scheduler
@@ -41,6 +42,11 @@ class Plain:
 
     def describe(self) -> str:
         return self.name
+
+
+@functools.cache
+def profiled() -> StepModel:
+    return step_model("lin(llama-3-8b)")
 
 
 def workload(*requests: tuple[float, int, int]) -> LLMWorkload:
@@ -158,9 +164,10 @@ def test_chunks_keep_gaps_short() -> None:
     assert tbt_s(cut, 1.0) == pytest.approx(1.5)
 
 
+@settings(deadline=None)
 @given(st.floats(0.03, 0.6), st.integers(0, 200), st.integers(0, 8000), st.sampled_from([16, 128]))
 def test_a_tuned_budget_is_the_largest_that_is_fast_enough(slo_s: float, decodes: int, context: int, tile: int) -> None:
-    model = step_model("lin(llama-3-8b)")
+    model = profiled()
 
     def fast(budget: int) -> bool:
         return model.seconds(Load.of([(budget - decodes, context)], [context] * decodes)) <= slo_s
@@ -221,6 +228,7 @@ def test_what_giving_way_costs() -> None:
     assert recovery_s(model, block_s, "cheaper(row_s=0.01,block_s=1,step_s=4)", 16, 32) == 4.0
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.floats(0, 1), st.floats(0, 1), st.floats(0, 10))
 def test_the_cheaper_way_is_chosen(tokens: int, row_s: float, block_s: float, step_s: float) -> None:
     sequence = Sequence(0, tokens, 9)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nubes.kernel.errors import Overloaded, UsageError
+from nubes.llm.cache.fusing import Blender
+from nubes.llm.cache.texts import TextStore
 from nubes.llm.choice import Choice, Job
 from nubes.llm.content import BlockKeys
 from nubes.llm.errors import ContextTooLong
@@ -32,6 +35,7 @@ from nubes.llm.ragged import ragged
 from nubes.llm.scheduler import Scheduler
 from nubes.llm.sequence import DECODE, Sequence
 from nubes.llm.spec import Delta, Finish, Request
+from nubes.llm.speculative.stepping import Guesses
 from nubes.llm.step import Step
 
 if TYPE_CHECKING:
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
 
     from nubes.llm.recording import Recorder
     from nubes.llm.runtime.rows import Runtime
-    from nubes.llm.seams import Retention
+    from nubes.llm.seams import Fusion, Retention, Speculation
 
 SHED = "The engine is overloaded: the request was refused while it waited."
 NAN = "The model's output is not a number: this prompt, or the weights, break it."
@@ -59,7 +63,10 @@ class LocalEngine:
         ordering: str | None = None,
         preemption: str | None = None,
         retention: str | Retention | None = None,
+        speculation: str | Speculation | None = None,
         host_blocks: int | None = None,
+        fusion: str | Fusion | None = None,
+        texts: TextStore | None = None,
         max_waiting: int = 1024,
         store: Store | None = None,
         seed: int = 0,
@@ -74,9 +81,11 @@ class LocalEngine:
         self.store = store or Store(runtime)
         self._schedule = partial(
             Scheduler, runtime.blocks, block_size=runtime.block_size, host_blocks=host_blocks, batching=batching,
-            ordering=ordering, preemption=preemption, retention=retention, adapters=self.store.sizes,
+            ordering=ordering, preemption=preemption, retention=retention, speculation=speculation,
+            adapters=self.store.sizes,
         )  # fmt: skip
         self.scheduler = self._schedule()
+        self.blender = Blender(runtime, texts or TextStore(None), fusion, model=name) if fusion is not None else None
         self._host = HostMemory(runtime, self.scheduler.state.host.size)
         self._rng = np.random.default_rng(seed)
         self._inbox: deque[tuple[str, Job]] = deque()
@@ -123,6 +132,13 @@ class LocalEngine:
             raise UsageError("The prompt is empty.", "Give at least one token.")
         if not 1 <= request.n <= MAX_WIDTH:
             raise UsageError(f"n={request.n} is out of range.", f"Ask for 1 to {MAX_WIDTH} answers.")
+        if request.chunks and (min(request.chunks) < 1 or sum(request.chunks) >= length):
+            raise UsageError(
+                f"Chunks of {request.chunks} tokens do not fit a prompt of {length}.",
+                "Give the length of each text that the prompt begins with, and let something follow them.",
+            )
+        if request.chunks and request.adapter:
+            raise UsageError("A prompt with chunks cannot have an adapter.", "Leave out one of the two.")
         if not all(0 <= token < self.tokens.vocab for token in request.prompt):
             raise UsageError("The prompt holds a token that the model does not have.", f"It has {self.tokens.vocab}.")
         wanted = 1 if sampling.max_tokens is None else sampling.max_tokens
@@ -207,8 +223,11 @@ class LocalEngine:
                 while self._calls:
                     self._calls.popleft()()
                 step = self._turn()
-                if step is not None and self.recorder is not None:
-                    self.recorder.step(step.load, monotonic() - begun)
+                if step is not None:
+                    took_s = monotonic() - begun
+                    self.scheduler.speculation.ran(step.load, took_s)
+                    if self.recorder is not None:
+                        self.recorder.step(step.load, took_s)
             except Exception as error:  # whatever it was, nobody waits for ever, and the next request finds an engine
                 traceback.print_exc()
                 self._fail("error", f"The engine failed: {type(error).__name__}.", [job for _, job in inbox])
@@ -237,9 +256,10 @@ class LocalEngine:
         if sampling.max_tokens is not None:
             limit = min(limit, sampling.max_tokens)
         adapter = job.adapter.key if job.adapter is not None else ""
-        keys = BlockKeys(self.runtime.block_size, request.cache_salt, adapter)
-        keys.extend(request.prompt)
         self._ids += MAX_WIDTH
+        own = f"\0{self._ids}" if request.chunks and self.blender is not None else ""  # it is not what others compute
+        keys = BlockKeys(self.runtime.block_size, request.cache_salt + own, adapter)
+        keys.extend(request.prompt)
         sequence = Sequence(
             self._ids, len(request.prompt), limit, arrived_s=request.arrived_s, keys=keys.keys, width=request.n,
             priority=request.priority, user=request.user, session=request.session, adapter=adapter,
@@ -299,12 +319,19 @@ class LocalEngine:
             self._host.move(step.loads, step.saves)
         if step.copies:
             runtime.copy_blocks(step.copies)
+        guesses = Guesses(scheduler, step, self._choices)
         filling = self._filler.submit(self._fill, step.fills) if step.fills else None
+        blended = [chunk for chunk in step.chunks if self._blends(chunk.sequence)] if self.blender is not None else []
+        others = step if not blended else step.without(blended)
         tokens, rows, outputs, heads = ragged(
-            step, scheduler.state, lambda sequence: self._choices[sequence.id].text, self._placed
+            others, scheduler.state, lambda sequence: self._choices[sequence.id].text, self._placed, guesses.trees
         )
         try:
             logits = runtime.step(tokens, rows, outputs) if len(tokens) else np.zeros((0, 1), np.float32)
+            for sequence in [chunk.sequence for chunk in blended if chunk.last]:
+                more = self._blend(sequence)
+                logits = np.concatenate((logits, more)) if len(heads) else more
+                heads.append(sequence)
         finally:
             if filling is not None:
                 filling.result()
@@ -318,7 +345,19 @@ class LocalEngine:
         for sequence in started:  # a fork has the logits of the sequence it was forked from
             places.setdefault(sequence.id, places.get(sequence.group, 0))
         fresh = {sequence.id for sequence in started}
-        self._emit([s for s in heads if s.id not in fresh] + started, logits, places)
+        self._emit([s for s in heads if s.id not in fresh] + started, logits, places, guesses)
+
+    def _blends(self, sequence: Sequence) -> bool:
+        """Whether a prompt is put together from its texts: at first. If it had to give way, it is computed."""
+        return bool(self._choices[sequence.id].job.request.chunks) and not sequence.preemptions
+
+    def _blend(self, sequence: Sequence) -> NDArray[np.float32]:
+        """A whole prompt from its texts; its blocks are all there since it was admitted."""
+        assert self.blender is not None
+        choice = self._choices[sequence.id]
+        ends = np.cumsum((0, *choice.job.request.chunks)).tolist()
+        texts = [choice.text[start:end] for start, end in pairwise(ends)]
+        return np.asarray(self.blender.fuse(texts, choice.text[ends[-1] :], sequence.blocks), np.float32)
 
     def _placed(self, key: str) -> Placed:
         return self.store.placed(key, self.scheduler.state.adapters.held[key])
@@ -328,8 +367,10 @@ class LocalEngine:
         for key, nth, block in fills:
             self.runtime.place(self.store.of(key), nth, block)
 
-    def _emit(self, sequences: list[Sequence], logits: NDArray[np.float32], places: dict[int, int]) -> None:
-        """Chooses a token for every sequence that has logits, and tells whoever waits."""
+    def _emit(
+        self, sequences: list[Sequence], logits: NDArray[np.float32], places: dict[int, int], guesses: Guesses
+    ) -> None:
+        """Chooses a token for every sequence that has logits, more where guesses hold, and tells whoever waits."""
         now = monotonic()
         told: list[tuple[Job, Delta]] = []
         finite = np.isfinite(logits.sum(axis=1))  # a NaN anywhere in a row makes its sum one
@@ -343,16 +384,17 @@ class LocalEngine:
                 self.scheduler.finish(sequence, now)
                 self._drop(sequence, "error", NAN)
                 continue
-            delta = choice.next(logits[row])
+            deltas = guesses.verified(choice, logits, row, finite)
             if not choice.told:
                 choice.told = True
-                delta.cached, delta.queued_s = sequence.cached, choice.job.queued_s
-            told.append((choice.job, delta))
-            if delta.finish is not None:
+                deltas[0].cached, deltas[0].queued_s = sequence.cached, choice.job.queued_s
+            told += [(choice.job, delta) for delta in deltas]
+            if deltas[-1].finish is not None:
                 self.scheduler.finish(sequence, now)
                 del self._choices[sequence.id]
                 if self.recorder is not None:
-                    self.recorder.request(sequence, now, delta.finish)
+                    self.recorder.request(sequence, now, deltas[-1].finish)
+        guesses.settle(self.runtime)
         self._counts.generation_tokens += len(told)
         self._tell(told)
 

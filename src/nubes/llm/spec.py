@@ -90,6 +90,7 @@ class Request(msgspec.Struct, kw_only=True):
     priority: int = 0  # lower goes first
     session: str = ""  # the conversation it continues
     cache_salt: str = ""  # requests with different ones share no KV
+    chunks: tuple[int, ...] = ()  # tokens of the texts that the prompt begins with; their KV may be put together
     arrived_s: float = 0.0
     work: Work | None = None
 
@@ -135,6 +136,7 @@ class LLMSpec(msgspec.Struct, frozen=True, kw_only=True):
     ordering: str = ""
     preemption: str = ""
     retention: str = ""
+    speculation: str = ""
     adapters: dict[str, str] = {}  # LoRA adapters: name -> folder
     max_waiting: int = 1024
     vllm_metrics: bool = False

@@ -2,44 +2,57 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from nubes.llm.load import Load
-from nubes.llm.lora.paging import Fill
 
 if TYPE_CHECKING:
+    from nubes.llm.lora.paging import Fill
     from nubes.llm.sequence import Sequence
 
 
-class Chunk:
+class Chunk(msgspec.Struct, eq=False):
     """Rows `start` to `end` of a sequence's tokens; `last` if the next token is known after it."""
 
-    __slots__ = ("end", "last", "sequence", "start")
-
-    def __init__(self, sequence: Sequence, start: int, end: int, last: bool) -> None:
-        self.sequence = sequence
-        self.start = start
-        self.end = end
-        self.last = last
+    sequence: Sequence
+    start: int
+    end: int
+    last: bool
 
 
-class Step:
+class Guess(msgspec.Struct, eq=False):
+    """So many rows of a decoding sequence, in the slots behind its last token's; `held`: blocks it had before."""
+
+    sequence: Sequence
+    rows: int
+    held: int
+
+
+class Step(msgspec.Struct, eq=False):
     """What the engine is to do next: `loads`, `saves`, `copies`, then the chunks and, if `decodes`, all decodes.
 
     `loads` are (host, device) blocks that return, with the sequences in `resumed` or because a prompt was found there;
     `saves` (device, host) blocks that leave, or are copied ahead of time; `copies` (from, to) blocks. The order
     matters: a step may write to what an earlier part of it has read.
+    `guesses` are rows beside those of the decodes, of which some may hold.
     `fills` are parts of adapters, for later steps: they may be copied meanwhile.
     """
 
-    __slots__ = ("chunks", "copies", "decodes", "fills", "load", "loads", "resumed", "saves")
+    load: Load
+    chunks: list[Chunk] = []
+    decodes: bool = False
+    guesses: list[Guess] = []
+    copies: list[tuple[int, int]] = []
+    resumed: list[Sequence] = []
+    saves: list[tuple[int, int]] = []
+    loads: list[tuple[int, int]] = []
+    fills: list[Fill] = []
 
-    def __init__(self) -> None:
-        self.chunks: list[Chunk] = []
-        self.decodes = False
-        self.copies: list[tuple[int, int]] = []
-        self.resumed: list[Sequence] = []
-        self.saves: list[tuple[int, int]] = []
-        self.loads: list[tuple[int, int]] = []
-        self.fills: list[Fill] = []
-        self.load = Load()
+    def without(self, chunks: list[Chunk]) -> Step:
+        """The same step, some of its chunks left out. It weighs what it did."""
+        other = copy(self)
+        other.chunks = [chunk for chunk in self.chunks if chunk not in chunks]
+        return other

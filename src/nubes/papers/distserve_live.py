@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from nubes.papers.claims import Claim, Result
@@ -30,7 +31,7 @@ def live(ctx: Context, same: Claim, calm: Claim) -> Iterator[Result]:
         ratios.append(together_s / apart_s)
         first.append((apart_first_s, together_first_s))
     about = (
-        f"smollm2-135m in int8 on two cores: two engines of one core each, or one engine of both, prompts first. Answers "
+        f"smollm2-135m in int8 on two cores: two engines of one core each, or one of both, prompts first. Answers "
         f"run while prompts of {PROMPT} tokens come one after the other. Mean time to the first token of these: "
         f"{first[0][0]:.2f} s apart, {first[0][1]:.2f} s together."
     )
@@ -39,7 +40,7 @@ def live(ctx: Context, same: Claim, calm: Claim) -> Iterator[Result]:
 
 
 async def disturbed(ctx: Context, seed: int, apart: bool) -> tuple[list[list[int]], float, float]:
-    """Every answer, the P99 of times between tokens of those that run, and the mean first token of what disturbs them."""
+    """Every answer, the P99 of times between tokens of those that run, the mean first token of what disturbs them."""
     import numpy as np
 
     running, count = ctx.pick(4, 8), ctx.pick(6, 16)
@@ -60,5 +61,5 @@ async def disturbed(ctx: Context, seed: int, apart: bool) -> tuple[list[list[int
         gaps: list[float] = []
         for said, times in await asyncio.gather(*going):
             answers.append(said)
-            gaps += [b - a for a, b in zip(times, times[1:], strict=False) if begun <= b <= ended]
+            gaps += [b - a for a, b in pairwise(times) if begun <= b <= ended]
     return answers, float(np.percentile(gaps, 99)), sum(firsts) / len(firsts)

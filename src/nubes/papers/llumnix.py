@@ -158,12 +158,12 @@ def highest(ctx: Context, seed: int, count: int, mean: int, rates: tuple[float, 
 def priorities(ctx: Context) -> Iterator[Result]:
     import numpy as np
 
-    count, rate = ctx.pick(3000, 12_000), 44.0
+    count, rate = ctx.pick(3000, 12_000), 54.0
     faster, slower = [], []
     for seed in ctx.each("priorities"):
         work = offered(seed, count, 256, rate, urgent=0.1)
         base = serve(work, "llumnix", "llumnix").served.latency_s
-        ours = serve(work, "llumnix", f"llumnix(ideal={IDEAL})", ordering="priority").served.latency_s
+        ours = serve(work, f"llumnix(ideal={IDEAL})", "llumnix", ordering="priority").served.latency_s
         assert work.priority is not None
         urgent = work.priority < 0
         faster.append(float(np.nanmean(base[urgent]) / np.nanmean(ours[urgent])))
@@ -181,7 +181,7 @@ def scaled(ctx: Context) -> Result:
         work = offered(seed, count, 256, rate, cv=4.0)
         rival = serve(work, "memory-load", scaling="freeness(low=10,high=60)", engines=4)
         bound, cheapest = p99(rival.served.latency_s), float("inf")
-        for low, high in ((10, 60), (10, 40), (10, 30), (5, 25)):
+        for low, high in ((10, 60), (20, 60), (20, 40), (40, 80)):
             ours = serve(work, "llumnix", "llumnix", scaling=f"freeness(low={low},high={high})", engines=4)
             if p99(ours.served.latency_s) <= bound:
                 cheapest = min(cheapest, ours.engine_s)

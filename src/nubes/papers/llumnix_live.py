@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ async def moves(
                     moved, times = await ask(fleet, prompt, TOKENS)
                     total += 1
                     equal += moved == said
-                    between = [b - a for a, b in zip(times, times[1:], strict=False)]
+                    between = [b - a for a, b in pairwise(times)]
                     steps += between
                     if fleet.fleet.moved > before:
                         found[way].append(_gap(times, fleet.handed_s[-1][1]) if fleet.handed_s else max(between))

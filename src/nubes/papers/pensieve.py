@@ -1,4 +1,4 @@
-"""Pensieve: conversations whose KV waits for their next turn, on profiled A100s in simulation and in the real engine."""
+"""Pensieve: conversations whose KV waits for their next turn, simulated on profiled A100s and in the real engine."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ FALLS = Claim(
     below(1.0),
 )
 SAME = Claim(
-    "Answers are those of an engine that keeps nothing.", "conversation turns with other tokens, live", "retention=none",
-    at_most(0.0),
+    "Answers are those of an engine that keeps nothing.", "conversation turns with other tokens, live",
+    "retention=none", at_most(0.0),
 )  # fmt: skip
 ROWS = Claim(
     "Histories are not computed again.", "prompt tokens computed / those of the stateless engine, live",
@@ -231,8 +231,8 @@ def measured(checkpoint: Any) -> tuple[tuple[int, float], ...]:
 
     import numpy as np
 
-    from nubes.llm.runtime.rows import causal
     from nubes.llm.runtime.native import NativeRuntime
+    from nubes.llm.runtime.rows import causal
 
     runtime = NativeRuntime(checkpoint, "fp32", 128, 16)
     points, context = [], BLOCK

@@ -109,10 +109,12 @@ def day(checkpoint: Checkpoint, runtime: Runtime, batching: str, count: int, see
 
         await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(asked[BEHIND:])))
         ended, after = monotonic(), made.stats().generation_tokens
+        while not all(of.told_s[-1] > ended for of in behind):  # a gap that is under way counts, too
+            await asyncio.sleep(0.01)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        gaps = [b - a for of in behind for a, b in pairwise(of.told_s) if begun <= a and b <= ended]
+        gaps = [b - a for of in behind for a, b in pairwise(of.told_s) if b > begun and a < ended]
         return Day(gaps, (count * PROMPT + after - before) / (ended - begun))
 
     with engine(checkpoint, runtime, batching=batching) as made:

@@ -94,6 +94,7 @@ class EngineFleet:
         self._stats: dict[int, Stats] = {}
         self.handed_s: list[tuple[int, float]] = []  # which request landed when
         self.sent_bytes = 0  # to engines for requests that moved
+        self.left: list[int] = []  # tokens without KV at the target when the source stopped, of moves by tokens
 
     async def start(self) -> None:
         """Returns when all engines are ready. Raises `NubesError` if one of them ends before."""
@@ -240,6 +241,9 @@ class EngineFleet:
     ) -> None:
         if id in self._asked:
             self._asked[id].source, self._asked[id].state = blocks, state
+        handover = self.fleet.handovers.get(id)
+        if handover is not None and handover.way == "tokens" and held >= 0:
+            self.left.append(known - handover.copied)
         self._tell(e.Departed(id, turn, held, known))
 
     def _on_reserved(self, number: int, id: int, turn: int, ok: bool, blocks: list[int]) -> None:

@@ -114,13 +114,14 @@ def serve_apart(
     prefill: StepModel, prefills: int, decode: StepModel, decodes: int, link: float | None = None
 ) -> Callable[[LLMWorkload], Served]:
     """Prompts and answers on engines of their own, KV over the links between."""
-    roles: tuple[Role, ...] = ("prefill",) * prefills * prefill.stages + ("decode",) * decodes * decode.stages
+    roles: list[Role] = ["prefill"] * (prefills * prefill.stages)
+    roles += ["decode"] * (decodes * decode.stages)
     faster = gpu_facts(prefill.gpu).link if link is None else link
 
     def serve(workload: LLMWorkload) -> Served:
         made = [lane for _ in range(prefills) for lane in _lanes(prefill, batching=f"vllm(budget={LONGEST})")]
         made += [lane for _ in range(decodes) for lane in _lanes(decode, batching=DECODES)]
-        hardware = Hardware(made.__getitem__, roles, link=faster, latency_s=1e-4)
+        hardware = Hardware(made.__getitem__, tuple(roles), link=faster, latency_s=1e-4)
         return simulate_fleet(workload, Fleet(routing="distserve"), hardware).served
 
     return serve

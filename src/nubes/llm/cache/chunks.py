@@ -62,10 +62,10 @@ class ChunkStore:
         out = np.empty((self.rows(session, layer), width), FLOATS)
         at = 0
         for file, offset, rows in places:
-            piece = memoryview(out[at : at + rows]).cast("B")
             with self._lock:
                 self._files[file].seek(offset)
-                self._files[file].readinto(piece)  # type: ignore[attr-defined]
+                data = self._files[file].read(rows * width * FLOATS.itemsize)
+            out[at : at + rows] = np.frombuffer(data, FLOATS).reshape(rows, width)
             at += rows
         self._throttle(out.nbytes)
         return out

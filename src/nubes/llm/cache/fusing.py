@@ -26,8 +26,8 @@ CHECK = 1  # the first layer whose values tell what the texts before would have 
 class Blender:
     """Fuses texts into the KV of one prompt, as its policy says. Not for several threads at once.
 
-    The first layer is computed for all tokens, the check layers after it say which tokens go on. Rows see by their place
-    in the prompt. `prefill_row_s` (seconds to compute a token of a prompt) lets the policy weigh loading by it.
+    The first layer is computed for all tokens, the check layers after it say which tokens go on. Rows see by their
+    place in the prompt. `prefill_row_s` (seconds to compute a token of a prompt) lets the policy weigh loading by it.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Blender:
 
 
 def turned(keys: NDArray[np.float32], by: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Keys [..., head_dim] rotated for a position, as they are that many positions later; `by` are its cosines and sines.
+    """Keys [..., head_dim] as they are some positions later; `by` are the cosines and sines of as many.
 
     Rotations add up, so nothing has to be known of where a key was.
     """

@@ -27,7 +27,7 @@ class Costs(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The first `tokens` layers are computed, the next `hidden` are projected from stored inputs, the last `kv` loaded."""
+    """The first `tokens` layers are computed, the next `hidden` projected from stored inputs, the last `kv` loaded."""
 
     tokens: int = 0
     hidden: int = 0
@@ -38,8 +38,8 @@ class Plan(msgspec.Struct, frozen=True):
 def seconds(plan: Plan, costs: Costs) -> float:
     """From the beginning until all KV is there.
 
-    One link and one processor work side by side. The link brings the inputs of the hidden layers one after another, then
-    the KV; the processor computes the first layers, then projects each layer whose input has come.
+    One link and one processor work side by side. The link brings the inputs of the hidden layers one after another,
+    then the KV; the processor computes the first layers, then projects each layer whose input has come.
     """
     loaded = done = 0.0
     done = plan.tokens * costs.token_s

@@ -16,7 +16,7 @@ from nubes.llm.runtime.rows import Runtime, causal
 
 
 class Restorer:
-    """Histories of one runtime that may lose their KV. Made for one plan: what a layer needs is what is stored of it."""
+    """Histories of one runtime that may lose their KV. Made for one plan: what is stored is what it needs."""
 
     def __init__(self, runtime: Runtime, store: ChunkStore, plan: Plan) -> None:
         self.runtime = runtime
@@ -89,7 +89,7 @@ def like(rows: NDArray[np.float32], other: Any) -> Any:
 def measured(
     runtime: Runtime, tokens: NDArray[np.int32], table: Sequence[int], bandwidth: float, tries: int = 3
 ) -> Costs:
-    """A layer's costs on this machine, for a history of that many tokens; the best of some tries. `table` is written to."""
+    """A layer's costs on this machine for a history of `tokens`, the best of some tries. `table` is written to."""
     s, n = runtime.shape, len(tokens)
     rows = causal([(table, 0, n)])
     token_s = project_s = float("inf")

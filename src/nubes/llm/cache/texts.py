@@ -70,7 +70,7 @@ class TextStore:
         """[2, tokens, kv_heads, head_dim] of a text that is there."""
         entry = self.entries[key]
         if entry.held is not None:
-            return entry.held[layer]
+            return np.asarray(entry.held[layer])
         size = entry.bytes // entry.shape[0]
         data = np.fromfile(self._path(key), entry.dtype, size // entry.dtype.itemsize, offset=layer * size)
         if self.bandwidth is not None:

@@ -31,8 +31,8 @@ class OffloadedKv(Restoration):
 class HCache(Restoration):
     """The inputs of the layers are stored: half of what KV takes, and a projection away from it.
 
-    Where the link is the slower side, the first layers are computed from tokens meanwhile; where the processor is, the last
-    layers' KV is stored and loaded instead. With so few KV heads that KV is no larger than the input, KV is stored.
+    Where the link is the slower side, the first layers are computed from tokens meanwhile; where the processor is, the
+    last layers' KV is stored and loaded instead. With so few KV heads that KV is no larger than an input, all is KV.
     """
 
     def plan(self, layers: int, costs: Costs) -> Plan:

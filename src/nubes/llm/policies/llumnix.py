@@ -38,7 +38,7 @@ def headroom(member: Member, ideal: int) -> int:
 class Freest(Routing):
     """The engine with the most decode steps left, all that wait there counted.
 
-    Where sequences of high priority run, all memory but for `ideal` tokens counts as theirs for others (0: it does not).
+    Where sequences of high priority run, others find all memory but for `ideal` tokens taken (0: they do not).
     """
 
     def __init__(self, ideal: int = 0) -> None:

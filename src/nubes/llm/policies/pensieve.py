@@ -28,10 +28,11 @@ BUSY = 512  # rows of the step that a profiled chunk is part of
 class Pensieve(Retention):
     """What has the lowest value goes first: seconds to compute a chunk again, by those since it was used.
 
-    A chunk costs more the later it stands in its context, since it attends to more: so of one conversation the beginning
-    goes first, and when it comes back only that is computed again. While less than `low` of the device's memory can be had at
-    once, `batch` blocks a step are copied to host memory. `profile` are (context, seconds to compute a chunk that ends
-    there), ascending; without one, a token costs twice as much at a context of `balance` as at the beginning.
+    A chunk costs more the later it stands in its context, since it attends to more: so of one conversation the
+    beginning goes first, and when it comes back only that is computed again. While less than `low` of the device's
+    memory can be had at once, `batch` blocks a step are copied to host memory. `profile` are (context, seconds to
+    compute a chunk that ends there), ascending; without one, a token costs twice as much at a context of `balance` as
+    at the beginning.
     `by` is `value`, or to compare: `lru` (unused for longest first, of a conversation its end) or
     `conversation` (the same, and always whole ones).
     """

@@ -22,11 +22,11 @@ INLINE void dots(const int rows, const int ranks, const int is_half, const char 
         for (int r = 0; r < rows; r++) in[r] = load(x + (long)r * k + i);
         for (int j = 0; j < ranks; j++) {
             const vf w = value(a[j], i, is_half);
-            for (int r = 0; r < rows; r++) acc[r][j] = fma16(in[r], w, acc[r][j]);
+            for (int r = 0; r < rows; r++) acc[r][j] = fma_(in[r], w, acc[r][j]);
         }
     }
     for (int r = 0; r < rows; r++)
-        for (int j = 0; j < ranks; j++) to[r * width + j] = sum16(acc[r][j]);
+        for (int j = 0; j < ranks; j++) to[r * width + j] = sum_(acc[r][j]);
 }
 
 INLINE void shrink_rows(const int rows, const int is_half, const char *const *a, int ranks, const float *x, int k, float *to, long width) {
@@ -68,7 +68,7 @@ INLINE void sums(const int rows, const int vectors, const int is_half, const cha
     for (int j = 0; j < rank; j++)
         for (int v = 0; v < vectors; v++) {
             const vf w = value(b[j], column + v * LANES, is_half);
-            for (int r = 0; r < rows; r++) acc[r][v] = fma16(splat(inner[r][j]), w, acc[r][v]);
+            for (int r = 0; r < rows; r++) acc[r][v] = fma_(splat(inner[r][j]), w, acc[r][v]);
         }
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vectors; v++) store(y + r * stride + v * LANES, acc[r][v]);
