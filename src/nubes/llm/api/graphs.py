@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from msgspec import field
+
 from nubes.llm.api import sse, turns
 from nubes.llm.api.endpoint import Answer
 from nubes.llm.api.fields import GENERATE, Generate, Positive, Stops
@@ -24,9 +26,9 @@ class GraphCall(Generate, kw_only=True):
     """One use of a template, with sampling fields of its own."""
 
     template: str
-    inputs: dict[str, str] = {}
-    outputs: dict[str, str] = {}
-    transforms: dict[str, list[Transform]] = {}
+    inputs: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    transforms: dict[str, list[Transform]] = field(default_factory=dict)
     max_tokens: Positive | None = None
     stop: str | Stops | None = None
 
@@ -38,7 +40,7 @@ class Graphs(Generate, kw_only=True):
 
     calls: list[GraphCall]
     get: dict[str, Criterion]
-    values: dict[str, str] = {}
+    values: dict[str, str] = field(default_factory=dict)
 
 
 async def answer(service: Service, call: Call, asked: Graphs) -> Answer:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
-from os.path import commonprefix
 
 LEAST = 16  # tokens: shorter ones are not worth looking for
 HEAD = 40  # characters by which texts are told apart at first
@@ -17,7 +16,7 @@ HEADS = 4096  # remembered
 
 
 def boundaries(pieces: Sequence[Sequence[int]], salt: str = "") -> tuple[tuple[str, int], ...]:
-    """(hash, tokens) of a prompt up to the end of each of its pieces but the last. `salt` keeps apart what must not share.
+    """(hash, tokens) of a prompt up to the end of each of its pieces but the last. `salt`: what must not share differs.
 
     One hash for each boundary, whatever the length of the pieces.
     """
@@ -48,8 +47,20 @@ class StaticPrefixes:
         if len(head) < HEAD:
             return ""
         prefix, count = self._heads.pop(head, (text, 0))
-        prefix = commonprefix([prefix, text])
+        prefix = prefix[: _common(prefix, text)]
         self._heads[head] = prefix, count + 1
         if len(self._heads) > HEADS:
             del self._heads[next(iter(self._heads))]
         return prefix if count + 1 > self.often else ""
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginnings."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:  # by bisection: comparing slices is fast
+        middle = (low + high + 1) // 2
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
