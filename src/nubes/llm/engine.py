@@ -263,6 +263,7 @@ class LocalEngine:
         sequence = Sequence(
             self._ids, len(request.prompt), limit, arrived_s=request.arrived_s, keys=keys.keys, width=request.n,
             priority=request.priority, user=request.user, session=request.session, adapter=adapter,
+            work=request.work,
         )  # fmt: skip
         if not self.scheduler.fits(sequence):
             blocks = self.runtime.blocks - self.store.sizes.get(adapter, 0)

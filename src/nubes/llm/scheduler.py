@@ -321,7 +321,7 @@ class Scheduler:
             child = Sequence(
                 sequence.id + nth, sequence.prompt, sequence.limit, arrived_s=sequence.arrived_s,
                 foreseen=sequence.foreseen, keys=list(sequence.keys), priority=sequence.priority, user=sequence.user,
-                session=sequence.session, adapter=sequence.adapter,
+                session=sequence.session, adapter=sequence.adapter, work=sequence.work,
             )  # fmt: skip
             child.group, child.rank, child.cached = sequence.id, sequence.rank, sequence.prompt
             child.blocks = sequence.blocks[: -(-sequence.known // state.block_size)]
