@@ -43,8 +43,9 @@ CALM = {
 class Day:
     """Drives a scheduler as an engine would, with made-up tokens, and counts what everybody got."""
 
-    def __init__(self, seed: int, batching: str, preemption: str, retention: str) -> None:
+    def __init__(self, seed: int, batching: str, preemption: str, retention: str, guesses: bool = False) -> None:
         self.draw = random.Random(seed)
+        self.guesses = guesses  # whether some tokens are guessed ahead
         size = self.draw.choice([1, 2, 4, 16])
         self.scheduler = Scheduler(
             self.draw.randint(200 // size, 600 // size), block_size=size, host_blocks=self.draw.choice([0, 20, 200]),
@@ -97,15 +98,31 @@ class Day:
         assert load.decodes == (len(state.decoding) if step.decodes else 0)
         assert load.prefill_rows == sum(c.end - c.start for c in step.chunks)
         assert load.prefill_pairs == sum((c.end - c.start) * c.start for c in step.chunks)
+        for sequence in list(state.decoding.values()) if self.guesses and step.decodes else ():
+            if self.draw.random() < 0.6:
+                held = list(sequence.blocks)
+                added = scheduler.guess(step, sequence, rows := self.draw.randint(1, 40))
+                self.seen["refused"] += not added
+                assert added or sequence.blocks == held
+                assert not added or sequence.context + 1 + rows <= len(sequence.blocks) * self.size
+        assert load.guesses == sum(guess.rows for guess in step.guesses)
         self.now += 0.1
         if self.draw.random() < 0.05 and self.alive:  # somebody hangs up while the step runs
             scheduler.cancel(self.alive.pop(self.draw.choice(list(self.alive))), self.now)
-        ended = [s for s in state.decoding.values() if step.decodes and s.generated + 1 >= s.limit]
         started = scheduler.complete(step, self.now)
         self.seen["forks"] += sum(sequence.group != sequence.id for sequence in started)
         self.alive.update({sequence.id: sequence for sequence in started})
-        ended += [sequence for sequence in started if sequence.generated >= sequence.limit]
-        for sequence in ended:
+        for guess in step.guesses:
+            sequence = guess.sequence
+            before, held = sequence.known, len(sequence.blocks)
+            tokens = self.draw.randint(0, max(0, min(guess.rows, sequence.limit - sequence.generated)))
+            scheduler.accept(guess, tokens)
+            if sequence.state == DECODE:
+                self.seen.update(guessed=tokens, returned=held - len(sequence.blocks))
+                assert sequence.known == before + tokens
+                assert len(sequence.blocks) <= max(guess.held, -(-sequence.context // self.size))
+        check(state)
+        for sequence in [s for s in state.decoding.values() if s.generated >= s.limit]:
             scheduler.finish(sequence, self.now)
             if self.alive.pop(sequence.id, None) is not None:
                 assert sequence.generated == sequence.limit
@@ -138,10 +155,11 @@ class Day:
 
 @pytest.mark.parametrize("batching", BATCHINGS)
 @pytest.mark.parametrize("preemption", ["recompute", "swap", "cheaper(row_s=1,block_s=1)"])
-def test_random_days(batching: str, preemption: str) -> None:
+@pytest.mark.parametrize("guesses", [False, True], ids=["plain", "guesses"])
+def test_random_days(batching: str, preemption: str, guesses: bool) -> None:
     seen: Counter[str] = Counter()
     for seed in range(8):
-        day = Day(seed, batching, preemption, random.Random(seed).choice(RETENTIONS))
+        day = Day(seed, batching, preemption, random.Random(seed).choice(RETENTIONS), guesses)
         for _ in range(150):
             while day.draw.random() < 0.4:
                 day.arrive()
@@ -160,7 +178,9 @@ def test_random_days(batching: str, preemption: str) -> None:
         assert day.scheduler.state.host.available == day.hosts, "a block of host memory is lost"
     assert seen["forks"] > 50
     assert seen["copies"] > 50
-    if batching not in CALM:
+    if guesses:
+        assert min(seen["guessed"], seen["returned"]) > 50
+    elif batching not in CALM:
         assert seen["preemptions"] > 50
         assert seen["again"] > 10  # also with swaps: prompts that are not done start anew
         assert bool(seen["swaps"]) == bool(seen["resumed"]) == (preemption != "recompute")

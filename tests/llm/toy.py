@@ -34,6 +34,8 @@ class ToyRuntime:
         self.blocks, self.block_size = blocks, block_size
         self.kv = np.full((blocks, block_size), -1, np.int64)
         self.block_bytes = self.kv[0].nbytes
+        self.keys = self.kv[:, None, None, None, :]
+        self.values = np.zeros((blocks, 1, 1, block_size, 1))
         self.poison = poison
         self.break_next = False
         self.steps = 0
@@ -54,7 +56,11 @@ class ToyRuntime:
         logits = np.zeros((len(outputs), VOCAB), np.float32)
         for at, row in enumerate(outputs.tolist()):
             table = tables[rows.sequence[row]]
-            seen = [int(self.kv[table[slot // size], slot % size]) for slot in range(int(rows.visible[row]))]
+            past = int(rows.visible[row])
+            mask = 0 if rows.extra is None else int(rows.extra[row])
+            visible = [*range(past), *(past + bit for bit in range(64) if mask >> bit & 1)]
+            seen = [int(self.kv[table[slot // size], slot % size]) for slot in visible]
+            assert rows.positions[row] == len(seen) - 1, "a row stands in the wrong place"
             assert -1 not in seen, "a row looks at a slot that nobody wrote"
             logits[at, following(seen)] = 10.0
             if self.poison in seen:

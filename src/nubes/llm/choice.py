@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nubes.llm.lora.adapter import Adapter
+    from nubes.llm.seams import Draft
     from nubes.llm.structured import Constraint
 
 
@@ -51,6 +52,7 @@ class Choice:
         self.keys = keys
         self.answer = Answer(index, sampling, tokens, sequence.limit)
         self.told = False  # whether anything was sent of it
+        self.draft: Draft | None = None  # what guesses its tokens, from the first time that any are wanted
         self._tokens = tokens
         self._sampler = Sampler(sampling, job.request.prompt, (seed, index))
         self._constraint = _constraint(job.request, tokens)

@@ -35,6 +35,7 @@ from nubes.llm.ragged import ragged
 from nubes.llm.scheduler import Scheduler
 from nubes.llm.sequence import DECODE, Sequence
 from nubes.llm.spec import Delta, Finish, Request
+from nubes.llm.speculative.stepping import Guesses
 from nubes.llm.step import Step
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from nubes.llm.recording import Recorder
     from nubes.llm.runtime.rows import Runtime
-    from nubes.llm.seams import Fusion, Retention
+    from nubes.llm.seams import Fusion, Retention, Speculation
 
 SHED = "The engine is overloaded: the request was refused while it waited."
 NAN = "The model's output is not a number: this prompt, or the weights, break it."
@@ -62,6 +63,7 @@ class LocalEngine:
         ordering: str | None = None,
         preemption: str | None = None,
         retention: str | Retention | None = None,
+        speculation: str | Speculation | None = None,
         host_blocks: int | None = None,
         fusion: str | Fusion | None = None,
         texts: TextStore | None = None,
@@ -79,7 +81,8 @@ class LocalEngine:
         self.store = store or Store(runtime)
         self._schedule = partial(
             Scheduler, runtime.blocks, block_size=runtime.block_size, host_blocks=host_blocks, batching=batching,
-            ordering=ordering, preemption=preemption, retention=retention, adapters=self.store.sizes,
+            ordering=ordering, preemption=preemption, retention=retention, speculation=speculation,
+            adapters=self.store.sizes,
         )  # fmt: skip
         self.scheduler = self._schedule()
         self.blender = Blender(runtime, texts or TextStore(None), fusion, model=name) if fusion is not None else None
@@ -220,8 +223,11 @@ class LocalEngine:
                 while self._calls:
                     self._calls.popleft()()
                 step = self._turn()
-                if step is not None and self.recorder is not None:
-                    self.recorder.step(step.load, monotonic() - begun)
+                if step is not None:
+                    took_s = monotonic() - begun
+                    self.scheduler.speculation.ran(step.load, took_s)
+                    if self.recorder is not None:
+                        self.recorder.step(step.load, took_s)
             except Exception as error:  # whatever it was, nobody waits for ever, and the next request finds an engine
                 traceback.print_exc()
                 self._fail("error", f"The engine failed: {type(error).__name__}.", [job for _, job in inbox])
@@ -257,6 +263,7 @@ class LocalEngine:
         sequence = Sequence(
             self._ids, len(request.prompt), limit, arrived_s=request.arrived_s, keys=keys.keys, width=request.n,
             priority=request.priority, user=request.user, session=request.session, adapter=adapter,
+            work=request.work,
         )  # fmt: skip
         if not self.scheduler.fits(sequence):
             blocks = self.runtime.blocks - self.store.sizes.get(adapter, 0)
@@ -312,11 +319,12 @@ class LocalEngine:
             self._host.move(step.loads, step.saves)
         if step.copies:
             runtime.copy_blocks(step.copies)
+        guesses = Guesses(scheduler, step, self._choices)
         filling = self._filler.submit(self._fill, step.fills) if step.fills else None
         blended = [chunk for chunk in step.chunks if self._blends(chunk.sequence)] if self.blender is not None else []
         others = step if not blended else step.without(blended)
         tokens, rows, outputs, heads = ragged(
-            others, scheduler.state, lambda sequence: self._choices[sequence.id].text, self._placed
+            others, scheduler.state, lambda sequence: self._choices[sequence.id].text, self._placed, guesses.trees
         )
         try:
             logits = runtime.step(tokens, rows, outputs) if len(tokens) else np.zeros((0, 1), np.float32)
@@ -337,7 +345,7 @@ class LocalEngine:
         for sequence in started:  # a fork has the logits of the sequence it was forked from
             places.setdefault(sequence.id, places.get(sequence.group, 0))
         fresh = {sequence.id for sequence in started}
-        self._emit([s for s in heads if s.id not in fresh] + started, logits, places)
+        self._emit([s for s in heads if s.id not in fresh] + started, logits, places, guesses)
 
     def _blends(self, sequence: Sequence) -> bool:
         """Whether a prompt is put together from its texts: at first. If it had to give way, it is computed."""
@@ -359,8 +367,10 @@ class LocalEngine:
         for key, nth, block in fills:
             self.runtime.place(self.store.of(key), nth, block)
 
-    def _emit(self, sequences: list[Sequence], logits: NDArray[np.float32], places: dict[int, int]) -> None:
-        """Chooses a token for every sequence that has logits, and tells whoever waits."""
+    def _emit(
+        self, sequences: list[Sequence], logits: NDArray[np.float32], places: dict[int, int], guesses: Guesses
+    ) -> None:
+        """Chooses a token for every sequence that has logits, more where guesses hold, and tells whoever waits."""
         now = monotonic()
         told: list[tuple[Job, Delta]] = []
         finite = np.isfinite(logits.sum(axis=1))  # a NaN anywhere in a row makes its sum one
@@ -374,16 +384,17 @@ class LocalEngine:
                 self.scheduler.finish(sequence, now)
                 self._drop(sequence, "error", NAN)
                 continue
-            delta = choice.next(logits[row])
+            deltas = guesses.verified(choice, logits, row, finite)
             if not choice.told:
                 choice.told = True
-                delta.cached, delta.queued_s = sequence.cached, choice.job.queued_s
-            told.append((choice.job, delta))
-            if delta.finish is not None:
+                deltas[0].cached, deltas[0].queued_s = sequence.cached, choice.job.queued_s
+            told += [(choice.job, delta) for delta in deltas]
+            if deltas[-1].finish is not None:
                 self.scheduler.finish(sequence, now)
                 del self._choices[sequence.id]
                 if self.recorder is not None:
-                    self.recorder.request(sequence, now, delta.finish)
+                    self.recorder.request(sequence, now, deltas[-1].finish)
+        guesses.settle(self.runtime)
         self._counts.generation_tokens += len(told)
         self._tell(told)
 

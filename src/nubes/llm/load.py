@@ -25,6 +25,7 @@ class Load(msgspec.Struct, gc=False):
     adapter_blocks: int = 0  # of the different adapters
     filled: int = 0  # blocks of adapters copied from host memory while the step runs
     moved: int = 0  # KV blocks copied to or from host memory; no model knows of it: the link's speed tells
+    guesses: int = 0  # of the decodes, rows of guessed tokens: each a decode that reads what it sees
 
     @property
     def rows(self) -> int:

@@ -6,6 +6,8 @@ It does no I/O. Whoever drives it, an engine with a real model or a simulator wi
     step = scheduler.compose(now)         what to run now; None if there is nothing to do
     scheduler.complete(step, now)         when it ran
     scheduler.finish(sequence, now)       for each that got its last token in it
+
+Before a step runs it may add guesses of tokens to it (`guess`), and says after `complete` which held (`accept`).
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from typing import cast
 from nubes.kernel.policy import make
 from nubes.llm.blocks import Idle
 from nubes.llm.load import Load
-from nubes.llm.seams import Batching, Ordering, Preemption, Retention
+from nubes.llm.seams import Batching, Ordering, Preemption, Retention, Speculation
 from nubes.llm.sequence import DECODE, DONE, MOVING, PREFILL, SWAPPED, WAITING, Sequence
 from nubes.llm.state import State, by_rank
-from nubes.llm.step import Chunk, Step
+from nubes.llm.step import Chunk, Guess, Step
 from nubes.llm.tier import HostTier
 
 
@@ -37,6 +39,7 @@ class Scheduler:
         ordering: str | Ordering | None = None,
         preemption: str | Preemption | None = None,
         retention: str | Retention | None = None,
+        speculation: str | Speculation | None = None,
         adapters: Mapping[str, int] = {},
         ahead: int = 8,
     ) -> None:
@@ -45,6 +48,7 @@ class Scheduler:
         self.ordering = cast(Ordering, make("ordering", ordering))
         self.preemption = cast(Preemption, make("preemption", preemption))
         self.retention = cast(Retention, make("retention", retention))
+        self.speculation = cast(Speculation, make("speculation", speculation))
         if host_blocks is None:
             host_blocks = blocks if self.preemption.swapping or self.retention.tiered else 0
         self.state = State(
@@ -239,6 +243,25 @@ class Scheduler:
         else:
             load.adapter_blocks = sum(adapters.size(name) for name in {name for name, _ in rows})
 
+    def widths(self, step: Step) -> tuple[int, ...]:
+        """How many tokens to guess for each decode of a step, by depth; () for none."""
+        return self.speculation.widths(self.state, step.load) if step.decodes else ()
+
+    def guess(self, step: Step, sequence: Sequence, rows: int) -> bool:
+        """Adds `rows` guesses of a decoding sequence to a step that decodes; False if there is no memory for them."""
+        state, load = self.state, step.load
+        held = len(sequence.blocks)
+        more = max(0, -(-(sequence.context + 1 + rows) // state.block_size) - held)
+        if more > state.pool.available:
+            return False
+        sequence.blocks += state.pool.take(more, self._victims)
+        step.guesses.append(Guess(sequence, rows, held))
+        load.guesses += rows
+        load.decodes += rows
+        load.decode_context += rows * (sequence.context + 2)  # at least: what its sequence has, and itself
+        load.adapter_rows += rows * state.adapters.size(sequence.adapter)
+        return True
+
     # -- what came of it ------------------------------------------------------------------------------------------
 
     def complete(self, step: Step, now: float) -> list[Sequence]:
@@ -270,6 +293,20 @@ class Scheduler:
             state.join(sequence)
         return started
 
+    def accept(self, guess: Guess, tokens: int) -> None:
+        """`tokens` guesses of a step that is complete held: they are known now, and their KV stands in its place.
+
+        To be told of each guess, also where none held, and before its sequence is finished.
+        """
+        state, sequence = self.state, guess.sequence
+        if sequence.state != DECODE:
+            return
+        if tokens:
+            state.advance(sequence, tokens)
+        need = max(guess.held, -(-sequence.context // state.block_size))
+        state.pool.release(sequence.blocks[need:])
+        del sequence.blocks[need:]
+
     def finish(self, sequence: Sequence, now: float) -> None:
         """A decoding sequence has its last token. What it held is free, or kept for others."""
         if sequence.state == DECODE:
@@ -284,7 +321,7 @@ class Scheduler:
             child = Sequence(
                 sequence.id + nth, sequence.prompt, sequence.limit, arrived_s=sequence.arrived_s,
                 foreseen=sequence.foreseen, keys=list(sequence.keys), priority=sequence.priority, user=sequence.user,
-                session=sequence.session, adapter=sequence.adapter,
+                session=sequence.session, adapter=sequence.adapter, work=sequence.work,
             )  # fmt: skip
             child.group, child.rank, child.cached = sequence.id, sequence.rank, sequence.prompt
             child.blocks = sequence.blocks[: -(-sequence.known // state.block_size)]

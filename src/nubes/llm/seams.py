@@ -6,7 +6,8 @@ Policies look at a `State` (and the sequences in it) and change nothing there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence as Many
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from nubes.kernel.policy import Policy, decision, seam
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from nubes.llm.cache.restoration import Costs, Plan
     from nubes.llm.load import Load
     from nubes.llm.sequence import Sequence
+    from nubes.llm.speculative.tree import Tree
     from nubes.llm.state import State
     from nubes.llm.step import Step
 
@@ -137,3 +139,37 @@ class Fusion(Policy):
     def select(self, deviation: NDArray[np.float32], count: int) -> NDArray[np.intp]:
         """`count` of the texts' tokens, by how far each one's values are from those that were stored."""
         raise NotImplementedError
+
+
+class Draft(Protocol):
+    """What guesses the continuation of one sequence."""
+
+    def draft(self, text: Many[int], widths: Many[int]) -> Tree:
+        """Up to `widths[i]` guesses after each guess at depth i - 1. `text` is that of the last call, and more."""
+        ...
+
+
+@seam("speculation", default="off")
+class Speculation(Policy):
+    """How many tokens are guessed ahead of each answer, to be verified in one step, and by what.
+
+    It learns from what came of its guesses.
+    """
+
+    @decision
+    def widths(self, state: State, load: Load) -> tuple[int, ...]:
+        """For each decoding sequence, how many guesses after each one, by depth; () for none.
+
+        `load` is that of the step so far, which decodes.
+        """
+        return ()
+
+    def draft(self) -> Draft | None:
+        """What guesses for one sequence; None if nothing ever does."""
+        return None
+
+    def verified(self, path: Many[tuple[int, int]]) -> None:
+        """By depth, of one sequence: how many guesses stood beside each other, and which held, or -1."""
+
+    def ran(self, load: Load, seconds: float) -> None:
+        """A step took so long, guessing and choosing tokens included."""

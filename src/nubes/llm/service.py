@@ -62,6 +62,7 @@ class Service:
             ordering=spec.ordering or None,
             preemption=spec.preemption or None,
             retention=spec.retention or None,
+            speculation=spec.speculation or None,
             max_waiting=spec.max_waiting,
             store=self.store,
         )

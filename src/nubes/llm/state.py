@@ -132,6 +132,13 @@ class State:
         self.bucket(sequence)[sequence.id] = sequence
         self.decode_context += sequence.context + 1
 
+    def advance(self, sequence: Sequence, tokens: int) -> None:
+        """A decoding sequence has `tokens` more than others came by in the last step."""
+        del self.bucket(sequence)[sequence.id]
+        sequence.advance(tokens)
+        self.bucket(sequence)[sequence.id] = sequence
+        self.decode_context += tokens
+
     def leave(self, sequence: Sequence, state: str) -> None:
         """A decoding sequence stops, in the state it has after its last step."""
         del self.decoding[sequence.id]

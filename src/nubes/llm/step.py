@@ -23,18 +23,28 @@ class Chunk(msgspec.Struct, eq=False):
     last: bool
 
 
+class Guess(msgspec.Struct, eq=False):
+    """So many rows of a decoding sequence, in the slots behind its last token's; `held`: blocks it had before."""
+
+    sequence: Sequence
+    rows: int
+    held: int
+
+
 class Step(msgspec.Struct, eq=False):
     """What the engine is to do next: `loads`, `saves`, `copies`, then the chunks and, if `decodes`, all decodes.
 
     `loads` are (host, device) blocks that return, with the sequences in `resumed` or because a prompt was found there;
     `saves` (device, host) blocks that leave, or are copied ahead of time; `copies` (from, to) blocks. The order
     matters: a step may write to what an earlier part of it has read.
+    `guesses` are rows beside those of the decodes, of which some may hold.
     `fills` are parts of adapters, for later steps: they may be copied meanwhile.
     """
 
     load: Load
     chunks: list[Chunk] = []
     decodes: bool = False
+    guesses: list[Guess] = []
     copies: list[tuple[int, int]] = []
     resumed: list[Sequence] = []
     saves: list[tuple[int, int]] = []

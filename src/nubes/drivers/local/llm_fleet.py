@@ -165,7 +165,9 @@ class EngineFleet:
         id = self._ids
         asked = self._asked[id] = _Asked(request)
         count, limit = len(request.prompt), request.sampling.max_tokens or self.context - len(request.prompt)
-        ask = Ask(id, count, count, limit, request.priority, request.user, request.session, request.adapter)
+        ask = Ask(
+            id, count, count, limit, request.priority, request.user, request.session, request.adapter, request.work
+        )
         self._tell(e.Asked(ask))
         return _Deltas(self, id, asked)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nubes.drivers.sim.guessing import Guessing
 from nubes.drivers.sim.stages import Stages
 from nubes.llm.load import StepModel
 from nubes.llm.scheduler import Scheduler
@@ -42,6 +43,7 @@ class Instance:
     block_s: float = 0.0
     overlap: bool = False
     stages: Stages | None = None
+    guessing: Guessing | None = None  # how guesses fare, where the scheduler's speculation makes any
     step: Step | None = None
     ends: dict[int, list[Sequence]] = field(default_factory=dict)  # decode step -> who gets its last token in it
     fresh: list[tuple[float, Sequence]] = field(default_factory=list)  # who joined the decodes since their last step
@@ -276,7 +278,10 @@ class Run:
             return False
         instance.step = step
         load = step.load
-        begun = at = now if instance.overlap else now + load.moved * instance.block_s
+        begun = now if instance.overlap else now + load.moved * instance.block_s
+        if instance.guessing is not None:
+            begun += instance.guessing.add(instance.scheduler, step)
+        at = begun
         if load.prefill_rows or load.decodes:
             scheduler = instance.scheduler
             plain = type(scheduler.batching).passes is Batching.passes
@@ -295,6 +300,7 @@ class Run:
             at = max(at, now + max(len(step.loads), len(step.saves)) * instance.block_s)
         instance.steps += 1
         instance.busy_s += begun - now
+        instance.scheduler.speculation.ran(load, at - now)
         heappush(self.heap, (at, number))
         return True
 
@@ -317,7 +323,7 @@ class Run:
             for sequence in instance.ends.pop(state.tick + 1, ()):
                 if sequence.state == DECODE and sequence.generated + 1 == sequence.foreseen and sequence not in ended:
                     ended.append(sequence)
-            others = step.load.decodes
+            others = step.load.decodes - step.load.guesses
             for token_s, sequence in instance.fresh:
                 if sequence.state == DECODE:
                     others -= 1
@@ -341,6 +347,8 @@ class Run:
             else:
                 self._expect(instance, sequence)
                 instance.fresh.append((now, sequence))
+        if instance.guessing is not None:
+            ended += self._verify(instance, step)
         for sequence in ended:
             scheduler.finish(sequence, now)
             self.end_s[sequence.id] = now
@@ -349,4 +357,18 @@ class Run:
         instance.step = None
         if self.watch is not None:
             self.watch(instance, now)
+        return ended
+
+    def _verify(self, instance: Instance, step: Step) -> list[Sequence]:
+        """Guesses that held are tokens that came at once. Those that got their last one so."""
+        assert instance.guessing is not None
+        ended = []
+        for sequence, tokens in instance.guessing.verify(instance.scheduler, step):
+            if tokens and sequence.state == DECODE:
+                self.gaps_s.append(0.0)
+                self.gap_counts.append(tokens)
+                if sequence.generated >= sequence.foreseen:
+                    ended.append(sequence)
+                else:
+                    self._expect(instance, sequence)
         return ended

@@ -1,0 +1,1 @@
+"""Guessing tokens ahead and verifying all guesses in one step."""
