@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nubes.llm.policies.slora import PAPER
 from nubes.papers import Claim, Context, Result, above, at_least, at_most, reproduction
 from nubes.papers.adapters import Ask, Merging, many, throughput, zipf
-from nubes.papers.generating import engine, missing, opened
+from nubes.papers.generating import engine, missing, opened, prompts, text
 
 if TYPE_CHECKING:
     from nubes.drivers.sim.llm import Served
@@ -105,7 +105,7 @@ class Held(NamedTuple):
 
 
 def live(ctx: Context) -> Iterator[Result]:
-    count = ctx.pick(96, 400)
+    count = ctx.pick(48, 400)
     values: dict[Claim, list[float]] = {claim: [] for claim in LIVE}
     for seed in ctx.each("a model with 500 adapters"):
         values[EXACT].append(difference(seed))
@@ -166,6 +166,8 @@ def serve(
 
 def difference(seed: int) -> float:
     """Logits of a mixed batch against those of a model into which each row's adapter was merged, one after the other."""
+    from dataclasses import replace
+
     import numpy as np
 
     from nubes.llm.lora.segments import segments
@@ -176,7 +178,8 @@ def difference(seed: int) -> float:
     store = Store(runtime)
     draw = np.random.default_rng(seed)
     free = draw.permutation(runtime.blocks).tolist()
-    parts, owners, counts, text = [], [], [], []
+    prose, words = text(checkpoint), list[int]()
+    parts, owners, counts = [], [], []
     for adapter in many(checkpoint.shape, RANKS, seed, np.float32):
         store.add(adapter)
         blocks = [free.pop() for _ in range(store.sizes[adapter.key])]
@@ -187,11 +190,9 @@ def difference(seed: int) -> float:
             parts.append(([free.pop()], 0, count))
             owners.append(owner)
             counts.append(count)
-            text += draw.integers(100, checkpoint.tokens.vocab, count).tolist()
-    from dataclasses import replace
-
-    rows, tokens = causal(parts), np.array(text, np.int32)
-    outputs = np.arange(len(text), dtype=np.int32)
+            words += prompts(prose, [count], len(words))[0]
+    rows, tokens = causal(parts), np.array(words, np.int32)
+    outputs = np.arange(len(words), dtype=np.int32)
     got = runtime.step(tokens, replace(rows, lora=segments(owners, counts)), outputs)
     merging = Merging(runtime, checkpoint, store)  # type: ignore[arg-type]
     worst, at = 0.0, 0
