@@ -111,9 +111,14 @@ class Steps:
 
 
 def answers(
-    checkpoint: Checkpoint, runtime: Runtime, asked: Sequence[list[int]], speculation: str, at_once: int
+    checkpoint: Checkpoint,
+    runtime: Runtime,
+    asked: Sequence[list[int]],
+    speculation: str,
+    at_once: int,
+    tokens: int = ANSWER,
 ) -> tuple[list[list[int]], float, Steps]:
-    """What each prompt is answered with, `at_once` at a time; seconds for all; the steps."""
+    """What each prompt is answered with, `tokens` long and `at_once` at a time; seconds for all; the steps."""
     steps = Steps()
     with engine(checkpoint, runtime, speculation=speculation, recorder=steps) as made:
 
@@ -122,7 +127,7 @@ def answers(
 
             async def one(prompt: list[int]) -> Answer:
                 async with room:
-                    return await ask(made, prompt, ANSWER)
+                    return await ask(made, prompt, tokens)
 
             return list(await asyncio.gather(*map(one, asked)))
 
