@@ -73,7 +73,7 @@ SIM_FLAT = Claim(
 )
 ABORT = Claim(
     "Early abort under bursts lets more requests have their first token in time.",
-    "share of requests with their first token within 6 s, early abort / first come first served, the lower of CV 4 and 8",
+    "share of first tokens within 6 s, early abort / first come first served, the lower of CV 4 and 8",
     "fcfs",
     above(1.0),
 )
@@ -132,8 +132,8 @@ def live(ctx: Context) -> Iterator[Result]:
         values[SPLIT].append(rejected(trail, runtime.blocks))
         runtime.close()
     about = (
-        f"smollm2-135m in int8 on this machine's cores; adapters of ranks {RANKS} on q, k, v and o, chosen by Zipf's law "
-        f"({POWER:g}); {count} requests at once, {PROMPT[0]} to {PROMPT[1]} tokens in, {OUTPUT[0]} to {OUTPUT[1]} out, "
+        f"smollm2-135m in int8 on this machine's cores; adapters of ranks {RANKS} on q, k, v and o, chosen by "
+        f"Zipf's law ({POWER:g}); {count} requests at once, {PROMPT[0]} to {PROMPT[1]} tokens in, {OUTPUT[0]} to {OUTPUT[1]} out, "
         f"batches of at most {BATCH}; a pool of {SLOTS:,} tokens."
     )
     for claim in LIVE:
@@ -165,7 +165,7 @@ def serve(
 
 
 def difference(seed: int) -> float:
-    """Logits of a mixed batch against those of a model into which each row's adapter was merged, one after the other."""
+    """Logits of a mixed batch against those of models into which each row's adapter was merged, one by one."""
     from dataclasses import replace
 
     import numpy as np
