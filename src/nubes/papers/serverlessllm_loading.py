@@ -183,7 +183,7 @@ async def _moves(ctx: Context, seed: int) -> tuple[float, float, float]:
     shape = load(MODEL).shape
     policy = OnDemand()
     count = ctx.pick(3, 8)
-    equal, sent, kept = 0, 0, 0
+    equal, total, sent, kept = 0, 0, 0, 0
     left: list[int] = []
     async with opened(roles=("both", "both"), blocks=600, routing="round-robin", migration=policy) as fleet:
         for prompt in prompts(ctx, seed, count, CONTEXT):
@@ -193,10 +193,13 @@ async def _moves(ctx: Context, seed: int) -> tuple[float, float, float]:
             moved, _ = await ask(fleet, prompt, TOKENS)
             policy.wanted = None
             alone, _ = await ask(fleet, prompt, TOKENS)
-            equal += moved == alone and fleet.fleet.moved > before
+            if fleet.fleet.moved == before:
+                continue  # it had ended before, or the gap never closed
+            total += 1
+            equal += moved == alone
             sent += fleet.sent_bytes
             kept += CONTEXT * shape.kv_values * 2
             left += fleet.left
-    if not left:
+    if not total:
         return 0.0, inf, inf  # nothing has moved
-    return equal / count, sent / kept, float(max(left))
+    return equal / total, sent / kept, float(max(left))
