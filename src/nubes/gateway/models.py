@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 POSTED = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages",
     "/v1/messages/count_tokens", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/tokenize", "/detokenize",
+    "/v1/graphs",
 )  # fmt: skip
 
 

@@ -109,6 +109,8 @@ class LocalEngine:
         job.request.arrived_s = monotonic()
         if request.adapter:
             job.adapter = self.store.get(request.adapter)
+        if not self._jobs:
+            self._progress_s = monotonic()  # idle until now, which is no stall
         self._jobs.add(job)
         self._send("arrive", job)
         return _Deltas(self, job)
@@ -263,6 +265,7 @@ class LocalEngine:
         sequence = Sequence(
             self._ids, len(request.prompt), limit, arrived_s=request.arrived_s, keys=keys.keys, width=request.n,
             priority=request.priority, user=request.user, session=request.session, adapter=adapter,
+            work=request.work,
         )  # fmt: skip
         if not self.scheduler.fits(sequence):
             blocks = self.runtime.blocks - self.store.sizes.get(adapter, 0)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Keys
 from math import inf
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from nubes.llm.spec import Work
 
 WAITING, PREFILL, DECODE, SWAPPED, MOVING, DONE = "waiting", "prefill", "decode", "swapped", "moving", "done"
 
@@ -25,7 +28,7 @@ class Sequence:
     __slots__ = (
         "_base", "_known", "adapter", "arrived_s", "blocks", "cached", "first_s", "foreseen", "group", "host", "id",
         "keys", "lane", "limit", "memo", "paused_s", "preemptions", "priority", "prompt", "rank", "registered",
-        "segments", "session", "state", "todo", "user", "width",
+        "segments", "session", "state", "todo", "user", "width", "work",
     )  # fmt: skip
 
     def __init__(
@@ -42,6 +45,7 @@ class Sequence:
         user: str = "",
         session: str = "",
         adapter: str = "",
+        work: Work | None = None,
     ) -> None:
         self.id = id
         self.prompt = prompt
@@ -54,6 +58,7 @@ class Sequence:
         self.user = user
         self.session = session
         self.adapter = adapter
+        self.work = work  # what it is to the program it is part of
         self.group = id  # of the sequence it was forked from
         self.state = WAITING
         self.rank: tuple[float, ...] = ()  # place in the queue
@@ -123,6 +128,7 @@ class Sequence:
         other = Sequence(
             self.id, self.prompt, self.limit, arrived_s=self.arrived_s, foreseen=self.foreseen, keys=self.keys,
             width=self.width, priority=self.priority, user=self.user, session=self.session, adapter=self.adapter,
+            work=self.work,
         )  # fmt: skip
         other.resume(self.known)
         other.first_s, other.paused_s, other.preemptions = self.first_s, self.paused_s, self.preemptions

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 Finish = Literal["stop", "length", "tool_calls", "abort", "error"]
+Criterion = Literal["latency", "throughput", "ttft", "tpot"]
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +67,17 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     grammar: Grammar | None = None
 
 
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request is to the program that it is part of. `prefixes`: (hash, tokens) of its prompt's beginnings."""
+
+    app: str  # the program
+    begun_s: float = 0.0  # when that was asked for
+    criterion: Criterion = "latency"
+    depth: int = 1  # 1 + that of the deepest request whose answer it needs
+    group: str = ""  # those that are wanted all together, for one that needs them all
+    prefixes: tuple[tuple[str, int], ...] = ()  # the longest last
+
+
 class Request(msgspec.Struct, kw_only=True):
     """One prompt, to be continued `n` times. Ids are the caller's and unique among those that run."""
 
@@ -80,6 +92,7 @@ class Request(msgspec.Struct, kw_only=True):
     cache_salt: str = ""  # requests with different ones share no KV
     chunks: tuple[int, ...] = ()  # tokens of the texts that the prompt begins with; their KV may be put together
     arrived_s: float = 0.0
+    work: Work | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

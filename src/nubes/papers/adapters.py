@@ -103,7 +103,7 @@ class Merging:
                 weights: NDArray[Any] = own[target]
                 if adapter is not None and target in pairs:
                     a, b = pairs[target]
-                    weights = weights + (b * np.float32(adapter.scale)) @ a
+                    weights = np.asarray(weights + (b * np.float32(adapter.scale)) @ a, np.float32)
                 inputs, outputs = size[target]
                 at = 0 if target == "o_proj" else column
                 matrix = runtime._weights.matrices[i * per_layer + (target == "o_proj")]

@@ -276,8 +276,8 @@ def served(ctx: Context) -> Iterator[Result]:
         values[ALONE].append(rates["distinct"] / speed(settings["distinct"], f"one-adapter(max_seqs={BATCH})"))
         runtime.close()
     about = (
-        f"smollm2-135m in int8 on this machine's cores, rank {RANK} on q, k, v and o; {count} requests at once, 16 to "
-        f"64 tokens in and 16 to 48 out. Skewed: Zipf {POWER:g}; uniform: {round(count**0.5)} adapters."
+        f"smollm2-135m in int8 on this machine's cores, rank {RANK} on q, k, v and o; {count} requests at once, "
+        f"16 to 64 tokens in and 16 to 48 out. Skewed: Zipf {POWER:g}; uniform: {round(count**0.5)} adapters."
     )
     for claim in SERVED:
         yield ctx.result(claim, values[claim], about, "live")
@@ -304,7 +304,7 @@ def cluster(ctx: Context) -> Iterator[Result]:
         latency.append(float(np.percentile(packed.served.tpot_s, 99) / np.percentile(spread.served.tpot_s, 99)))
         half.append(few / many_half if many_half else float("inf"))
     about = (
-        f"{workload.source} {MODEL}; at most {FULL} requests on each of up to {GPUS} GPUs; a GPU takes 20 s to start; "
+        f"{workload.source} {MODEL}, at most {FULL} requests on each of up to {GPUS} GPUs; a GPU takes 20 s to start; "
         "one is added when none is below three quarters of a full batch, and released when idle."
     )
     yield ctx.result(HOURS, hours, about, "simulated")
@@ -332,8 +332,8 @@ def ramp(ctx: Context, length_s: float, seed: int) -> LLMWorkload:
     return replace(
         base.taking(np.arange(n)), arrival_s=when, seconds=length_s, session=None, think_s=None, blocks=None,
         adapter=zipf(draw, 500, n, POWER),
-        source=f"{base.name}: {n:,} requests in {length_s:g} s, up to {PEAK:g} a second and down again; 500 adapters, "
-        f"rank {RANK}, by Zipf's law ({POWER:g}).",
+        source=f"{base.name}: {n:,} requests in {length_s:g} s, up to {PEAK:g} a second and down again, 500 adapters "
+        f"of rank {RANK} by Zipf's law ({POWER:g}).",
     )  # fmt: skip
 
 

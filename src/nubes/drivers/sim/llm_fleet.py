@@ -212,7 +212,10 @@ class _FleetRun(Run):
             return
         self.places[at] = _Place(sequence, -1)
         self._refresh(now)
-        ask = Ask(at, sequence.prompt, sequence.prompt, sequence.limit, sequence.priority, adapter=sequence.adapter)
+        ask = Ask(
+            at, sequence.prompt, sequence.prompt, sequence.limit, sequence.priority, adapter=sequence.adapter,
+            work=sequence.work,
+        )  # fmt: skip
         self._tell(e.Asked(ask), now)
 
     def _leave(self, id: int, now: float) -> None:

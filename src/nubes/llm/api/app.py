@@ -18,7 +18,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nubes import __version__
-from nubes.llm.api import adapters, chat, completions, embeddings, fields, health, messages, responses, sse, tokens
+from nubes.llm.api import (
+    adapters,
+    chat,
+    completions,
+    embeddings,
+    fields,
+    graphs,
+    health,
+    messages,
+    responses,
+    sse,
+    tokens,
+)
 from nubes.llm.api.endpoint import Endpoint, refuse
 from nubes.llm.api.metrics import Metrics
 from nubes.llm.api.problems import ANTHROPIC, OPENAI, Dialect, Problem
@@ -89,6 +101,7 @@ def app(
         post("/v1/embeddings", f.Embeddings, embeddings.answer),
         post("/v1/messages", messages.Messages, messages.answer, ANTHROPIC),
         post("/v1/messages/count_tokens", messages.CountTokens, messages.count, ANTHROPIC, metered=False),
+        post("/v1/graphs", graphs.Graphs, graphs.answer),
         post("/tokenize", f.Tokenize, tokens.tokenize, metered=False),
         post("/detokenize", f.Detokenize, tokens.detokenize, metered=False),
         post("/v1/load_lora_adapter", f.LoadAdapter, adapters.load, metered=False),

@@ -14,6 +14,7 @@ import msgspec
 from nubes.llm.api.metrics import Metrics, Watch
 from nubes.llm.api.problems import Problem, overloaded
 from nubes.llm.api.quota import Quotas
+from nubes.llm.graphs.runner import Runner
 from nubes.llm.live import Embedder, Engine
 from nubes.llm.spec import Delta, Request
 
@@ -56,6 +57,7 @@ class Service:
         self.embedders = embedders
         self.metrics = metrics
         self.quotas = quotas
+        self.runners: dict[str, Runner] = {}  # of graphs, by engine
         self.created = int(time.time())
         self._warned: set[str] = set()
 

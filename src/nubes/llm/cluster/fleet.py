@@ -76,6 +76,13 @@ class Fleet:
             self.queue.clear()
             return
         able = [m for m in self.members.values() if not m.draining and m.role != "decode"]
+        if self.routing.passes:
+            for ask in self.routing.line([self.asks[id] for id in self.queue], able, now) if able else ():
+                chosen = self.routing.choose(ask, able, now)
+                if chosen is not None:
+                    self.queue.remove(ask.id)
+                    self._place(ask.id, chosen)
+            return
         while self.queue and able:
             ask = self.asks[self.queue[0]]
             member = self.routing.choose(ask, able, now)

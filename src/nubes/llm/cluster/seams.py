@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
 from nubes.kernel.policy import Policy, decision, seam
 from nubes.llm.cluster.member import Member
+from nubes.llm.spec import Work
 
 Way = Literal["live", "copy", "recompute", "tokens"]
 
@@ -24,6 +25,7 @@ class Ask(msgspec.Struct, gc=False):
     user: str = ""
     session: str = ""
     adapter: str = ""
+    work: Work | None = None
 
 
 class Move(msgspec.Struct, frozen=True):
@@ -41,10 +43,16 @@ class Move(msgspec.Struct, frozen=True):
 class Routing(Policy):
     """Which engine gets a request."""
 
+    passes: ClassVar[bool] = False  # whether those behind one that waits may go before it
+
     @decision
     def choose(self, ask: Ask, members: Many[Member], now: float) -> Member | None:
         """One of those that may have it; None: it waits until something changes, and those behind it too."""
         raise NotImplementedError
+
+    def line(self, asks: Many[Ask], members: Many[Member], now: float) -> Many[Ask]:
+        """Where others may pass: those that wait, in the order in which they are chosen for."""
+        return asks
 
     @decision
     def decoder(self, ask: Ask, members: Many[Member], now: float) -> Member:

@@ -152,5 +152,5 @@ def random_adapter(
 
 
 def tokens(shape: Shape, rank: int) -> int:
-    """Tokens of KV that take as much memory as an adapter: 4 * rank if there are as many KV heads as heads."""
+    """Tokens of KV whose memory an adapter of all four matrices takes: 4 * rank with as many KV heads as heads."""
     return ceil(rank * shape.layers * Layout.of(shape, TARGETS).page / shape.kv_values)

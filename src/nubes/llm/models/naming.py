@@ -25,7 +25,7 @@ MODELS: dict[str, Callable[..., StepModel]] = {
     "cpu": cpu,
 }
 EXAMPLES = (
-    "opt(opt-13b,tp=1), lin(llama-3-8b,gpu=a100,tp=1), lora(llama-2-7b,gpu=a100), tab(llama-2-70b,gpu=h100,tp=8), "
+    "opt(opt-13b,tp=1), lin(llama-3-8b,gpu=a100,tp=1), lora(llama-2-7b,gpu=a10), tab(llama-2-70b,gpu=h100,tp=8), "
     "vidur(llama-3-8b), cpu(PATH)"
 )
 

@@ -89,7 +89,7 @@ def _join(batch: list[tuple[int, int]], sequence: Sequence, block_size: int) -> 
 
 @policy("one-adapter", paper=PAPER)
 class OneAdapter(Batching):
-    """Requests of one adapter at a time, which the first in line chooses: what S-LoRA is compared with (PEFT)."""
+    """Requests of one adapter at a time, that of the first in line: what S-LoRA is compared with (PEFT)."""
 
     def __init__(self, max_seqs: int = 256) -> None:
         self.max_seqs = max_seqs
