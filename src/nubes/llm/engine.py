@@ -109,6 +109,8 @@ class LocalEngine:
         job.request.arrived_s = monotonic()
         if request.adapter:
             job.adapter = self.store.get(request.adapter)
+        if not self._jobs:
+            self._progress_s = monotonic()  # idle until now, which is no stall
         self._jobs.add(job)
         self._send("arrive", job)
         return _Deltas(self, job)

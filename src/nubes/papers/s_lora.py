@@ -133,7 +133,8 @@ def live(ctx: Context) -> Iterator[Result]:
         runtime.close()
     about = (
         f"smollm2-135m in int8 on this machine's cores; adapters of ranks {RANKS} on q, k, v and o, chosen by "
-        f"Zipf's law ({POWER:g}); {count} requests at once, {PROMPT[0]} to {PROMPT[1]} tokens in, {OUTPUT[0]} to {OUTPUT[1]} out, "
+        f"Zipf's law ({POWER:g}); {count} requests at once, {PROMPT[0]} to {PROMPT[1]} tokens in, {OUTPUT[0]} to "
+        f"{OUTPUT[1]} out, "
         f"batches of at most {BATCH}; a pool of {SLOTS:,} tokens."
     )
     for claim in LIVE:
