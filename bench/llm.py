@@ -225,7 +225,7 @@ def overload() -> list[Row]:
     print(f"  of {count} requests {done} were answered and {refused} refused with an error")
     return [
         Row("tokens/s under eight times the load", f"{rate:.4g}", f"just busy {busy:.4g}", rate / busy, 0.9, True),
-        Row("requests that ended neither in an answer nor in an error", str(count - done - refused), "of all", float(count - done - refused), 0.0, False),
+        Row("requests without an answer or an error", str(lost := count - done - refused), "", float(lost), 0.0, False),
     ]  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """nubes from end to end, in about a minute: `make demo`.
 
 Starts a cloud, runs the job in `app.py` on it, asks the result over HTTP, asks the language model of `assistant.py`,
-shows what ran cold and warm, then replays the recorded run under three policies. Everything lives in a temporary folder, and is gone at the end.
+shows what ran cold and warm, then replays the recorded run under three policies. Everything lives in a temporary
+folder, and is gone at the end.
 """
 
 from __future__ import annotations

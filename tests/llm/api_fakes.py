@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from nubes.kernel.errors import UsageError
+from nubes.kernel.errors import NotFound, UsageError
 from nubes.llm.errors import ContextTooLong
 from nubes.llm.live import Stats
 from nubes.llm.spec import Delta, Request, TokenLogprob
@@ -146,6 +146,16 @@ class FakeEngine:
             held = 0 if finish else max((n for s in how.stop for n in range(len(s)) if text.endswith(s[:n])), default=0)
             new, shown = text[shown : len(text) - held], max(shown, len(text) - held)
             yield Delta(index, new, [token], logprobs, finish)
+
+    def load_adapter(self, name: str, path: str) -> None:
+        if name in self.adapters:
+            raise UsageError(f"There is an adapter {name!r} already.")
+        self.adapters = [*self.adapters, name]
+
+    def unload_adapter(self, name: str) -> None:
+        if name not in self.adapters:
+            raise NotFound(f"There is no adapter {name!r}.")
+        self.adapters = [other for other in self.adapters if other != name]
 
     def stats(self) -> Stats:
         return Stats(

@@ -249,3 +249,15 @@ def test_vllm_names_only_on_request() -> None:
         text = httpx2.get(url + "/metrics").text
     assert "nubes_llm_requests_running" in text
     assert "vllm" not in text
+
+
+def test_adapters_come_and_go(http: httpx2.Client, engine: FakeEngine) -> None:
+    loaded = {"lora_name": "pirate", "lora_path": "/adapters/pirate"}
+    answer = http.post("/v1/load_lora_adapter", json=loaded)
+    assert answer.status_code == 200
+    assert "'pirate' added" in answer.json()["message"]
+    assert "fake:pirate" in [model["id"] for model in http.get("/v1/models").json()["data"]]
+    assert http.post("/v1/load_lora_adapter", json=loaded).status_code == 400
+    assert http.post("/v1/load_lora_adapter", json={"lora_name": "x"}).status_code == 400
+    assert http.post("/v1/unload_lora_adapter", json={"lora_name": "pirate"}).status_code == 200
+    assert http.post("/v1/unload_lora_adapter", json={"lora_name": "pirate"}).status_code == 404

@@ -50,7 +50,7 @@ def requests(draw: random.Random, n: int) -> LLMWorkload:
 
 def day(seed: int, ways: list[str], roles: tuple[Role, ...], retention: str, **policies: str) -> FleetServed:
     draw = random.Random(seed)
-    workload = requests(draw, 120)
+    workload = requests(draw, 70)
     made: list[Instance] = []
 
     def make(number: int) -> Instance:
@@ -61,7 +61,7 @@ def day(seed: int, ways: list[str], roles: tuple[Role, ...], retention: str, **p
         return made[-1]
 
     dies = tuple((draw.uniform(0, 20), draw.randrange(len(roles))) for _ in range(draw.choice([0, 1])))
-    leaves = tuple((draw.uniform(0, 20), draw.randrange(120)) for _ in range(10))
+    leaves = tuple((draw.uniform(0, 20), draw.randrange(70)) for _ in range(10))
     hardware = Hardware(
         make, roles, link=draw.choice([1e7, 1e9]), start_s=1.0, dies_s=dies, leaves_s=leaves,
         watch=lambda instance, now: check(instance.scheduler.state) if instance.steps % 7 == 0 else None,
@@ -96,7 +96,7 @@ def test_random_days(way: str, retention: str) -> None:
     for seed in range(4):
         outcome = day(seed, WAYS if way == "all" else [way], ("both",) * (2 + seed % 2), retention)
         moved += outcome.moved
-    assert moved > 50
+    assert moved > 20
 
 
 @pytest.mark.parametrize("retention", ["lru", "none"])
@@ -105,4 +105,4 @@ def test_random_days_of_prompts_and_answers_apart(retention: str) -> None:
     for seed in range(9):
         roles: tuple[Role, ...] = ("prefill", "decode", "decode", "prefill")[: 2 + seed % 3]
         moved += day(seed, ["live"], roles, retention, routing="distserve").moved
-    assert moved > 50
+    assert moved > 20

@@ -10,6 +10,7 @@ import pytest
 from nubes.llm.invariants import check
 from nubes.llm.scheduler import Scheduler
 from nubes.llm.sequence import DECODE, DONE, SWAPPED, WAITING, Sequence
+from nubes.llm.speculative import slots
 from nubes.llm.step import Step
 
 BATCHINGS = [
@@ -101,7 +102,7 @@ class Day:
         for sequence in list(state.decoding.values()) if self.guesses and step.decodes else ():
             if self.draw.random() < 0.6:
                 held = list(sequence.blocks)
-                added = scheduler.guess(step, sequence, rows := self.draw.randint(1, 40))
+                added = slots.guess(scheduler, step, sequence, rows := self.draw.randint(1, 40))
                 self.seen["refused"] += not added
                 assert added or sequence.blocks == held
                 assert not added or sequence.context + 1 + rows <= len(sequence.blocks) * self.size
@@ -116,7 +117,7 @@ class Day:
             sequence = guess.sequence
             before, held = sequence.known, len(sequence.blocks)
             tokens = self.draw.randint(0, max(0, min(guess.rows, sequence.limit - sequence.generated)))
-            scheduler.accept(guess, tokens)
+            slots.accept(scheduler.state, guess, tokens)
             if sequence.state == DECODE:
                 self.seen.update(guessed=tokens, returned=held - len(sequence.blocks))
                 assert sequence.known == before + tokens

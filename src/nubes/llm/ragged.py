@@ -26,8 +26,8 @@ def ragged(
     """(tokens, rows, rows whose logits are wanted, the sequences these belong to). `text` gives a sequence's tokens.
 
     `placed` says where an adapter lies. Prompts go first, then decodes by adapter, so that each has few segments.
-    `trees` are guesses by sequence id: rows behind that of the sequence's last token. Their logits come after all others,
-    in the order of `trees`.
+    `trees` are guesses by sequence id: rows behind that of the sequence's last token. Their logits come after all
+    others, in the order of `trees`.
     """
     tokens: list[int] = []
     slots: list[int] = []

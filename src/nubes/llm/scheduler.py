@@ -7,22 +7,24 @@ It does no I/O. Whoever drives it, an engine with a real model or a simulator wi
     scheduler.complete(step, now)         when it ran
     scheduler.finish(sequence, now)       for each that got its last token in it
 
-Before a step runs it may add guesses of tokens to it (`guess`), and says after `complete` which held (`accept`).
+What it does to memory is in `memory`; `moving` takes sequences from one scheduler to another, `speculative.slots` adds
+guesses of tokens to a step, and `lora.batch` adapters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import chain, islice
 from typing import cast
 
 from nubes.kernel.policy import make
 from nubes.llm.blocks import Idle
 from nubes.llm.load import Load
+from nubes.llm.lora.batch import fetch, weigh
+from nubes.llm.memory import grow, resume
 from nubes.llm.seams import Batching, Ordering, Preemption, Retention, Speculation
 from nubes.llm.sequence import DECODE, DONE, MOVING, PREFILL, SWAPPED, WAITING, Sequence
 from nubes.llm.state import State, by_rank
-from nubes.llm.step import Chunk, Guess, Step
+from nubes.llm.step import Chunk, Step
 from nubes.llm.tier import HostTier
 
 
@@ -61,7 +63,7 @@ class Scheduler:
         self.swaps = 0  # of these to host memory
         self.prefix_queries = 0  # prompt tokens looked up in the cache, and found there
         self.prefix_hits = 0
-        self._now = 0.0
+        self.now = 0.0
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -85,7 +87,7 @@ class Scheduler:
             sequence.state = DONE
         elif sequence.state == SWAPPED:
             del state.swapped[sequence.id]
-            self._return(sequence)
+            state.unswap(sequence)
             sequence.state = DONE
         elif sequence.state != DONE:
             self._end(sequence, now)
@@ -100,7 +102,7 @@ class Scheduler:
     def compose(self, now: float) -> Step | None:
         """What to run next, with blocks for all of it; None if nothing can be done before something arrives."""
         state = self.state
-        self._now = now
+        self.now = now
         if state.waiting:
             for sequence in self.ordering.sheds(state, now):
                 state.waiting.remove(sequence)
@@ -112,7 +114,7 @@ class Scheduler:
                 state.waiting.sort(key=by_rank)
         step = Step(Load())
         if state.swapped:
-            self._resume(step)
+            resume(self, step)
         batch = self.batching.compose(state, now)
         for sequence, rows in batch.prompts:
             if sequence.state == WAITING and not self._admit(step, sequence):
@@ -120,7 +122,7 @@ class Scheduler:
             if sequence.state == PREFILL:
                 self._chunk(step, sequence, rows)
         if batch.decode and state.decoding:
-            self._grow(step, now)
+            grow(self, step, now)
         if self.tier is not None:
             self.tier.copy_ahead(step, now)
         load = step.load
@@ -130,8 +132,8 @@ class Scheduler:
             load.decode_context = state.decode_context
         load.moved = len(step.saves) + len(step.loads)
         if state.adapters.sizes:
-            self._fetch(step)
-            self._weigh(step)
+            fetch(self, step)
+            weigh(state, step)
         return step if step.chunks or step.decodes or load.moved or step.fills else None
 
     def _admit(self, step: Step, sequence: Sequence) -> bool:
@@ -154,7 +156,7 @@ class Scheduler:
             self.prefix_queries += sequence.prompt
             self.prefix_hits += hits
         here = sum(1 for block in found if block is not None and block >= 0)
-        fresh = iter(state.pool.take(-(-tokens // size) - here, self._victims))
+        fresh = iter(state.pool.take(-(-tokens // size) - here, self.victims))
         sequence.blocks = [next(fresh) if block is None or block < 0 else block for block in found] + list(fresh)
         if self.tier is not None:
             self.tier.load(step, sequence, found)
@@ -181,87 +183,6 @@ class Scheduler:
             load.prefill_pairs += count * start
             load.prefill_context += start
 
-    def _grow(self, step: Step, now: float) -> None:
-        """A block for every decode whose next token needs one; somebody gives way if there is none."""
-        state, pool, size = self.state, self.state.pool, self.state.block_size
-        growing = state.growing()
-        if not growing and not state.forked:
-            return
-        while len(growing) + len(state.forked) > pool.available:
-            self._preempt(step, now)
-            growing = state.growing()
-        if growing:
-            if state.shares:
-                for sequence in growing:
-                    self._register(sequence)
-            for sequence, block in zip(growing, pool.take(len(growing), self._victims), strict=True):
-                sequence.blocks.append(block)
-        if not state.forked:
-            return
-        for sequence in state.forked:  # copy on write: each gets a block of its own to write to
-            at = sequence.context // size
-            old = sequence.blocks[at]
-            if old in pool.shared:
-                (new,) = pool.take(1, self._victims)
-                step.copies.append((old, new))
-                pool.release([old])
-                sequence.blocks[at] = new
-        state.forked.clear()
-
-    def _fetch(self, step: Step) -> None:
-        """Adapters of those next in line begin their way here, where there is room for them and for the sequences."""
-        state, adapters = self.state, self.state.adapters
-        room = state.pool.available - state.growth
-        kept: list[int] = []  # what is here already must not make room for what comes
-        seen: set[str] = set()
-        swapped = sorted(state.swapped.values(), key=lambda s: (s.rank, s.id))
-        for sequence in chain(swapped, islice(state.waiting, self.ahead)):
-            name, size = sequence.adapter, adapters.size(sequence.adapter)
-            new = size and name not in seen and name not in adapters.held
-            tokens = sequence.known if sequence.host else self.batching.reserve(sequence)
-            room -= -(-tokens // state.block_size) + (size if new else 0)
-            if room < 0:
-                break
-            if new:
-                seen.add(name)
-                if adapters.ready(name):
-                    kept += adapters.keep(name)
-                else:
-                    step.fills += adapters.fetch(name, self._victims)
-        state.pool.release(kept, now=self._now)
-        step.load.filled = len(step.fills)
-
-    def _weigh(self, step: Step) -> None:
-        """What the adapters of the step's rows weigh."""
-        load, adapters = step.load, self.state.adapters
-        rows = [(chunk.sequence.adapter, chunk.end - chunk.start) for chunk in step.chunks]
-        load.adapter_rows = sum(adapters.size(name) * count for name, count in rows)
-        if step.decodes:
-            begun = sum(adapters.size(sequence.adapter) for sequence in self.state.prefilling.values())
-            load.adapter_rows += adapters.weight - begun
-            load.adapter_blocks = adapters.blocks
-        else:
-            load.adapter_blocks = sum(adapters.size(name) for name in {name for name, _ in rows})
-
-    def widths(self, step: Step) -> tuple[int, ...]:
-        """How many tokens to guess for each decode of a step, by depth; () for none."""
-        return self.speculation.widths(self.state, step.load) if step.decodes else ()
-
-    def guess(self, step: Step, sequence: Sequence, rows: int) -> bool:
-        """Adds `rows` guesses of a decoding sequence to a step that decodes; False if there is no memory for them."""
-        state, load = self.state, step.load
-        held = len(sequence.blocks)
-        more = max(0, -(-(sequence.context + 1 + rows) // state.block_size) - held)
-        if more > state.pool.available:
-            return False
-        sequence.blocks += state.pool.take(more, self._victims)
-        step.guesses.append(Guess(sequence, rows, held))
-        load.guesses += rows
-        load.decodes += rows
-        load.decode_context += rows * (sequence.context + 2)  # at least: what its sequence has, and itself
-        load.adapter_rows += rows * state.adapters.size(sequence.adapter)
-        return True
-
     # -- what came of it ------------------------------------------------------------------------------------------
 
     def complete(self, step: Step, now: float) -> list[Sequence]:
@@ -284,7 +205,7 @@ class Scheduler:
             if chunk.last:
                 del state.prefilling[sequence.id]
                 started.append(sequence)
-                self._register(sequence)
+                self.register(sequence)
                 started += self._fork(sequence)
         for sequence in started:
             sequence.emit()
@@ -292,20 +213,6 @@ class Scheduler:
                 sequence.first_s = now
             state.join(sequence)
         return started
-
-    def accept(self, guess: Guess, tokens: int) -> None:
-        """`tokens` guesses of a step that is complete held: they are known now, and their KV stands in its place.
-
-        To be told of each guess, also where none held, and before its sequence is finished.
-        """
-        state, sequence = self.state, guess.sequence
-        if sequence.state != DECODE:
-            return
-        if tokens:
-            state.advance(sequence, tokens)
-        need = max(guess.held, -(-sequence.context // state.block_size))
-        state.pool.release(sequence.blocks[need:])
-        del sequence.blocks[need:]
 
     def finish(self, sequence: Sequence, now: float) -> None:
         """A decoding sequence has its last token. What it held is free, or kept for others."""
@@ -338,17 +245,17 @@ class Scheduler:
 
     def take(self, blocks: int) -> list[int]:
         """Blocks for what is no sequence of the batch."""
-        return self.state.pool.take(blocks, self._victims)
+        return self.state.pool.take(blocks, self.victims)
 
-    def _victims(self, idle: dict[int, Idle], count: int) -> Iterable[int]:
+    def victims(self, idle: dict[int, Idle], count: int) -> Iterable[int]:
         if self.tier is not None:
-            return self.tier.victims(idle, count, self._now)
-        return self.retention.victims(idle, count, self._now)
+            return self.tier.victims(idle, count, self.now)
+        return self.retention.victims(idle, count, self.now)
 
-    def _host_victims(self, idle: dict[int, Idle], count: int) -> Iterable[int]:
-        return self.tier.host_victims(idle, count, self._now) if self.tier is not None else ()
+    def host_victims(self, idle: dict[int, Idle], count: int) -> Iterable[int]:
+        return self.tier.host_victims(idle, count, self.now) if self.tier is not None else ()
 
-    def _register(self, sequence: Sequence) -> None:
+    def register(self, sequence: Sequence) -> None:
         """Others may find the blocks that are full by now."""
         if not self.state.shares or not sequence.keys:
             return
@@ -363,7 +270,7 @@ class Scheduler:
         state = self.state
         if sequence.state == DECODE:
             state.leave(sequence, DONE)
-            self._register(sequence)
+            self.register(sequence)
         elif sequence.state == MOVING:
             del state.moving[sequence.id]
             sequence.leave(DONE)
@@ -374,67 +281,6 @@ class Scheduler:
         state.adapters.leave(sequence.adapter, now)
         sequence.reset()
         self.ordering.finished(sequence, now)
-
-    def _preempt(self, step: Step, now: float) -> None:
-        """One group gives way: to host memory, or to the queue, from where it starts anew."""
-        state = self.state
-        victim = self.preemption.victim(state, now)
-        group = [s for s in (*state.decoding.values(), *state.prefilling.values()) if s.group == victim.group]
-        for sequence in group:
-            self.preemptions += 1
-            sequence.preemptions += 1
-            sequence.paused_s = now
-            decoding = sequence.state == DECODE
-            state.adapters.leave(sequence.adapter, now)
-            if decoding:
-                state.leave(sequence, WAITING)
-                self._register(sequence)
-            else:
-                del state.prefilling[sequence.id]
-                self._forget(step, sequence)
-            if decoding and len(sequence.blocks) <= state.host.available and self.preemption.swaps(sequence, state):
-                sequence.host = state.host.take(len(sequence.blocks), self._host_victims)
-                step.saves += zip(sequence.blocks, sequence.host, strict=True)
-                self.swaps += 1
-                state.pool.release(sequence.blocks, sequence.session, now)
-                sequence.reset(sequence.context)
-                sequence.state = SWAPPED
-                state.swapped[sequence.id] = sequence
-            else:
-                state.pool.release(sequence.blocks, sequence.session, now)
-                sequence.reset()
-                state.enqueue(sequence)
-
-    def _forget(self, step: Step, sequence: Sequence) -> None:
-        """Takes a sequence's rows out of the step that is being made."""
-        load = step.load
-        for chunk in [chunk for chunk in step.chunks if chunk.sequence is sequence]:
-            step.chunks.remove(chunk)
-            count = chunk.end - chunk.start
-            load.prefills -= 1
-            load.prefill_rows -= count
-            load.prefill_squares -= count * count
-            load.prefill_pairs -= count * chunk.start
-            load.prefill_context -= chunk.start
-
-    def _resume(self, step: Step) -> None:
-        """Those in host memory come back, the first in line first, as long as there is room for them to grow."""
-        state = self.state
-        for sequence in sorted(state.swapped.values(), key=lambda s: (s.rank, s.id)):
-            more = len(sequence.host) + 1 + state.adapters.need(sequence.adapter)
-            if more + state.growth > state.pool.available:
-                break
-            del state.swapped[sequence.id]
-            state.adapters.hold(sequence.adapter)
-            sequence.blocks = state.pool.take(len(sequence.host), self._victims)
-            step.loads += zip(sequence.host, sequence.blocks, strict=True)
-            self._return(sequence)
-            state.join(sequence)
-            step.resumed.append(sequence)
-
-    def _return(self, sequence: Sequence) -> None:
-        self.state.host.release(sequence.host)
-        sequence.host = []
 
 
 def _missing(found: list[int | None], size: int, known: int) -> list[tuple[int, int]]:

@@ -147,3 +147,8 @@ class State:
             self.forked.remove(sequence)
         self.decode_context -= sequence.context + 1
         sequence.leave(state)
+
+    def unswap(self, sequence: Sequence) -> None:
+        """Its blocks in host memory are free."""
+        self.host.release(sequence.host)
+        sequence.host = []

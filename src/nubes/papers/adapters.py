@@ -55,7 +55,7 @@ def throughput(engine: LocalEngine, asks: Sequence[Ask], seed: int) -> float:
     from nubes.llm.spec import Request, Sampling
 
     draw = np.random.default_rng(seed)
-    prompts = [draw.integers(100, engine.tokens.vocab, ask.prompt).tolist() for ask in asks]
+    prompts = [draw.integers(100, engine.tokens.vocab, ask.prompt).tolist() for ask in asks]  # shared by nobody
 
     async def one(ask: Ask, prompt: list[int]) -> None:
         sampling = Sampling(max_tokens=ask.output, temperature=0.0, ignore_eos=True)
@@ -103,7 +103,7 @@ class Merging:
                 weights = own[target]
                 if adapter is not None and target in pairs:
                     a, b = pairs[target]
-                    weights = weights + (b * np.float32(adapter.scale)) @ a
+                    weights = np.asarray(weights + (b * np.float32(adapter.scale)) @ a, np.float32)
                 inputs, outputs = size[target]
                 at = 0 if target == "o_proj" else column
                 matrix = runtime._weights.matrices[i * per_layer + (target == "o_proj")]

@@ -151,7 +151,7 @@ def search(ctx: Context) -> Iterator[Result]:
     from nubes.kernel.errors import UsageError
     from nubes.llm.cluster.placement import Parallel, Slo, apart
 
-    seconds, slo, rate = ctx.pick(100.0, 600.0), Slo(2.5, 0.15), 8.0
+    seconds, slo, rate = ctx.pick(60.0, 600.0), Slo(2.5, 0.15), 8.0
     space = [Parallel(*one) for one in SPACE]
     differ, gains, plans = [], [], []
     try:

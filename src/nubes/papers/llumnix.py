@@ -122,7 +122,7 @@ def dispatch(ctx: Context) -> Iterator[Result]:
     robin, loss, decode, poisson, long = [], [], [], [], []
     rates: list[float] = []
     for seed in ctx.each("dispatch and migration"):
-        rate, rival = highest(ctx, seed, count, 256, ctx.pick((48, 54), (44, 48, 52, 56, 60)))
+        rate, rival = highest(ctx, seed, count, 256, ctx.pick((50, 56, 62), (44, 48, 52, 56, 60, 64)))
         rates.append(rate)
         work = offered(seed, count, 256, rate)
         ours, turn = serve(work, "llumnix", "llumnix"), serve(work, "round-robin")
@@ -130,7 +130,7 @@ def dispatch(ctx: Context) -> Iterator[Result]:
         loss.append(ours.lost_s / max(rival.lost_s, 1e-9))
         decode.append(p99(rival.served.tpot_s) / p99(ours.served.tpot_s))
         poisson.append(p99(rival.served.ttft_s) / p99(ours.served.ttft_s))
-        rate, rival = highest(ctx, seed, count // 2, 512, ctx.pick((11, 13), (10, 11, 12, 13, 14)))
+        rate, rival = highest(ctx, seed, count // 2, 512, ctx.pick((12, 14, 16), (10, 11, 12, 13, 14, 15, 16)))
         ours = serve(offered(seed, count // 2, 512, rate), "llumnix", "llumnix")
         long.append(p99(rival.served.ttft_s) / p99(ours.served.ttft_s))
     about = f"{lengths(count, 256)} {ENGINES} engines, {min(rates):g} to {max(rates):g} requests a second."

@@ -300,7 +300,8 @@ async def _replay(engine: LocalEngine, talk: Talk, people: list[list[list[int]]]
 
         async with together:
             prompt = history[person] + people[person][nth]
-            begun, answer = perf_counter(), []
+            begun = perf_counter()
+            answer: list[int] = []
             sampling = Sampling(max_tokens=ANSWER, temperature=0.0, ignore_eos=True)
             request = Request(id=f"{person}.{nth}", prompt=prompt, sampling=sampling, session=f"{person}.{nth}")
             async for delta in engine.generate(request):

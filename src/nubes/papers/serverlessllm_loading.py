@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     Tensors = dict[str, NDArray[Any]]
 
-CONTEXT, TOKENS, GAP = 1024, 96, 20
+CONTEXT, TOKENS, GAP = 1024, 300, 20
 BIG = 2 << 30
 
 
@@ -182,7 +183,8 @@ async def _moves(ctx: Context, seed: int) -> tuple[float, float, float]:
     shape = load(MODEL).shape
     policy = OnDemand()
     count = ctx.pick(3, 8)
-    equal, sent, kept, most = 0, 0, 0, 0
+    equal, total, sent, kept = 0, 0, 0, 0
+    left: list[int] = []
     async with opened(roles=("both", "both"), blocks=600, routing="round-robin", migration=policy) as fleet:
         for prompt in prompts(ctx, seed, count, CONTEXT):
             policy.ask("tokens", CONTEXT + 4)
@@ -191,8 +193,13 @@ async def _moves(ctx: Context, seed: int) -> tuple[float, float, float]:
             moved, _ = await ask(fleet, prompt, TOKENS)
             policy.wanted = None
             alone, _ = await ask(fleet, prompt, TOKENS)
-            equal += moved == alone and fleet.fleet.moved > before
+            if fleet.fleet.moved == before:
+                continue  # it had ended before, or the gap never closed
+            total += 1
+            equal += moved == alone
             sent += fleet.sent_bytes
             kept += CONTEXT * shape.kv_values * 2
-            most = max([most, *fleet.left])
-    return equal / count, sent / kept, float(most)
+            left += fleet.left
+    if not total:
+        return 0.0, inf, inf  # nothing has moved
+    return equal / total, sent / kept, float(max(left))

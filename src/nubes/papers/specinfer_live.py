@@ -111,9 +111,14 @@ class Steps:
 
 
 def answers(
-    checkpoint: Checkpoint, runtime: Runtime, asked: Sequence[list[int]], speculation: str, at_once: int
+    checkpoint: Checkpoint,
+    runtime: Runtime,
+    asked: Sequence[list[int]],
+    speculation: str,
+    at_once: int,
+    tokens: int = ANSWER,
 ) -> tuple[list[list[int]], float, Steps]:
-    """What each prompt is answered with, `at_once` at a time; seconds for all; the steps."""
+    """What each prompt is answered with, `tokens` long and `at_once` at a time; seconds for all; the steps."""
     steps = Steps()
     with engine(checkpoint, runtime, speculation=speculation, recorder=steps) as made:
 
@@ -122,7 +127,7 @@ def answers(
 
             async def one(prompt: list[int]) -> Answer:
                 async with room:
-                    return await ask(made, prompt, ANSWER)
+                    return await ask(made, prompt, tokens)
 
             return list(await asyncio.gather(*map(one, asked)))
 
@@ -131,10 +136,10 @@ def answers(
         return [answer.tokens for answer in told], monotonic() - begun, steps
 
 
-def chats(checkpoint: Checkpoint, count: int, seed: int) -> list[list[int]]:
-    """Half of them edits, half of them summaries, of 60 to 250 tokens of English."""
+def chats(checkpoint: Checkpoint, count: int, seed: int, least: int = 60, most: int = 250) -> list[list[int]]:
+    """Half of them edits, half of them summaries, of so many tokens of English."""
     tokens = checkpoint.tokens
-    pieces = prompts(text(checkpoint), [60 + 190 * at // count for at in range(count)], seed)
+    pieces = prompts(text(checkpoint), [least + (most - least) * at // count for at in range(count)], seed)
     asked = [ASKS[at % 2].format(tokens.decode(piece)) for at, piece in enumerate(pieces)]
     return [tokens.encode(tokens.chat([{"role": "user", "content": content}])) for content in asked]
 
@@ -142,16 +147,15 @@ def chats(checkpoint: Checkpoint, count: int, seed: int) -> list[list[int]]:
 def same(ctx: Context) -> Result:
     """Greedy answers with and without guesses, in fp32."""
     checkpoint, runtime = opened("fp32", SLOTS)
-    shares = []
+    shares, longest, tokens = [], ctx.pick(80, 250), ctx.pick(32, ANSWER)
     for seed in ctx.each("answers with guesses and without"):
-        asked = chats(checkpoint, 100, seed)
-        plain, _, _ = answers(checkpoint, runtime, asked, "off", 16)
-        others = [answers(checkpoint, runtime, asked, speculation, 16)[0] for speculation in (CHAIN, TREE)]
+        asked = chats(checkpoint, 100, seed, 20, longest)
+        plain, _, _ = answers(checkpoint, runtime, asked, "off", 16, tokens)
+        others = [answers(checkpoint, runtime, asked, speculation, 16, tokens)[0] for speculation in (CHAIN, TREE)]
         shares.append(min(sum(a == b for a, b in zip(plain, other, strict=True)) / 100 for other in others))
     runtime.close()
-    return ctx.result(
-        SAME, shares, f"{MODEL} in fp32, 100 edits and summaries, answers of {ANSWER} tokens, 16 at once.", "live"
-    )
+    about = f"{MODEL} in fp32, 100 edits and summaries of 20 to {longest} tokens, answers of {tokens}, 16 at once."
+    return ctx.result(SAME, shares, about, "live")
 
 
 def law(ctx: Context) -> Result:

@@ -118,8 +118,8 @@ def adapters(
     n = len(when)
     return LLMWorkload(
         f"adapters(rate={rate:g},adapters={adapters},alpha={alpha:g},cv={cv:g})",
-        f"{adapters} adapters with popularity alpha={alpha:g}, Gamma arrivals of CV {cv:g}, {shortest} to {longest} tokens "
-        "in and out.",
+        f"{adapters} adapters with popularity alpha={alpha:g}, Gamma arrivals of CV {cv:g}, {shortest} to {longest} "
+        "tokens in and out.",
         when, draw.integers(shortest, longest + 1, n), draw.integers(shortest, longest + 1, n), float(when[-1]),
         adapter=np.floor(adapters * draw.power(alpha, n)).astype(np.int64),
     )  # fmt: skip

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from collections.abc import Sequence as Many
 from time import monotonic
 from typing import Any
@@ -17,13 +16,14 @@ import msgspec
 from nubes.drivers.local.llm_member import Config
 from nubes.drivers.local.peer import Peer
 from nubes.drivers.local.wire import pack
-from nubes.kernel.errors import NubesError, UsageError
+from nubes.kernel.errors import NubesError, Overloaded, UsageError
 from nubes.llm.cluster import events as e
 from nubes.llm.cluster.fleet import Fleet
 from nubes.llm.cluster.member import Report, Role
 from nubes.llm.cluster.seams import Ask
+from nubes.llm.engine import MAX_WIDTH
 from nubes.llm.errors import ContextTooLong
-from nubes.llm.live import Stats
+from nubes.llm.live import Deltas, Stats
 from nubes.llm.spec import Delta, Request
 
 MOST = 16  # engines, and files for their KV
@@ -42,6 +42,41 @@ class _Asked:
         self.left = request.n  # and those whose end was not taken yet
         self.source: list[int] = []  # its blocks where it is, and where it goes
         self.target: list[int] = []
+
+
+class _Deltas:
+    """What a request gets, as it comes. Left early, by `aclose` or by nobody holding it, the request is cancelled."""
+
+    def __init__(self, fleet: EngineFleet, id: int, asked: _Asked) -> None:
+        self._fleet = fleet
+        self._id = id
+        self._asked = asked
+
+    def __aiter__(self) -> _Deltas:
+        return self
+
+    async def __anext__(self) -> Delta:
+        asked = self._asked
+        if not asked.left:
+            raise StopAsyncIteration
+        try:
+            delta = await asked.deltas.get()
+        except BaseException:  # whoever waited was cancelled
+            await self.aclose()
+            raise
+        if delta.finish is not None:
+            asked.left -= 1
+            if not asked.left:
+                await self.aclose()
+        return delta
+
+    async def aclose(self) -> None:
+        self._asked.left = 0
+        self._fleet._left(self._id)
+
+    def __del__(self) -> None:
+        if self._asked.left:
+            self._fleet._left(self._id)
 
 
 class _Process:
@@ -70,6 +105,7 @@ class EngineFleet:
         routing: str | None = None,
         migration: Any = None,
         scaling: str | None = None,
+        max_waiting: int = 1024,
         **policies: str,
     ) -> None:
         from nubes.llm.checkpoint import load
@@ -81,6 +117,7 @@ class EngineFleet:
         self.adapters: Many[str] = ()
         self.fleet = Fleet(routing=routing, migration=migration, scaling=scaling)
         self.roles = tuple(roles)
+        self.max_waiting = max_waiting * len(roles)
         self._config = Config(
             number=0, model=model, kv_files={}, blocks=blocks, format=format, threads=threads, policies=policies
         )
@@ -120,15 +157,9 @@ class EngineFleet:
         self._processes[number] = _Process(process, peer, role)
         await self._joined[number]
 
-    def generate(self, request: Request) -> AsyncIterator[Delta]:
-        """Deltas of all choices as they come. Raises `UsageError` or `ContextTooLong` at once."""
-        if not request.prompt:
-            raise UsageError("The prompt is empty.", "Give at least one token.")
-        wanted = len(request.prompt) + (1 if request.sampling.max_tokens is None else request.sampling.max_tokens)
-        if wanted > self.context:
-            raise ContextTooLong(
-                f"{wanted} tokens exceed the context of {self.context}.", "Shorten the prompt, or ask for fewer tokens."
-            )
+    def generate(self, request: Request) -> Deltas:
+        """Deltas of all choices as they come. Raises `UsageError`, `ContextTooLong` or `Overloaded` at once."""
+        self._refuse(request)
         request.arrived_s = monotonic()
         self._ids += 1
         id = self._ids
@@ -138,18 +169,31 @@ class EngineFleet:
             id, count, count, limit, request.priority, request.user, request.session, request.adapter, request.work
         )
         self._tell(e.Asked(ask))
-        return self._deltas(id, asked)
+        return _Deltas(self, id, asked)
 
-    async def _deltas(self, id: int, asked: _Asked) -> AsyncIterator[Delta]:
-        try:
-            while asked.left:
-                delta = await asked.deltas.get()
-                if delta.finish is not None:
-                    asked.left -= 1
-                yield delta
-        finally:
-            if self._asked.pop(id, None) is not None:
-                self._tell(e.Cancelled(id))
+    def _refuse(self, request: Request) -> None:
+        if not request.prompt or not all(0 <= token < self.tokens.vocab for token in request.prompt):
+            raise UsageError("The prompt is empty or holds a token that the model does not have.", "Use its tokenizer.")
+        if not 1 <= request.n <= MAX_WIDTH:
+            raise UsageError(f"n={request.n} is out of range.", f"Ask for 1 to {MAX_WIDTH} answers.")
+        if request.adapter:
+            raise UsageError("Several engines together serve no adapters.", "Serve the model with one engine.")
+        wanted = len(request.prompt) + (1 if request.sampling.max_tokens is None else request.sampling.max_tokens)
+        if wanted > self.context:
+            raise ContextTooLong(
+                f"{wanted} tokens exceed the context of {self.context}.", "Shorten the prompt, or ask for fewer tokens."
+            )
+        if len(self._asked) >= self.max_waiting:
+            raise Overloaded(f"{len(self._asked)} requests wait or run already.", "Try again a little later.")
+        if request.sampling.grammar is not None:
+            from nubes.llm.structured import check
+
+            check(request.sampling.grammar, self.tokens)
+
+    def _left(self, id: int) -> None:
+        """Nobody waits for it any more, or it has ended."""
+        if self._asked.pop(id, None) is not None:
+            self._tell(e.Cancelled(id))
 
     def stats(self) -> Stats:
         """The sum over the engines, as far as they told."""

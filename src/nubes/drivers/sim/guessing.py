@@ -8,6 +8,7 @@ from itertools import accumulate
 from random import Random
 from typing import TYPE_CHECKING
 
+from nubes.llm.speculative import slots
 from nubes.llm.speculative.planner import size
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ class Guessing:
 
     def add(self, scheduler: Scheduler, step: Step) -> float:
         """Adds guesses to a step, whole trees as far as there is memory. Seconds that drafting takes."""
-        widths = scheduler.widths(step)
+        widths = slots.widths(scheduler, step)
         deepest = 0
         for sequence in scheduler.state.decoding.values() if widths else ():
             deep = min(len(widths), sequence.foreseen - sequence.generated - 1)
-            if deep > 0 and scheduler.guess(step, sequence, size(widths[:deep])):
+            if deep > 0 and slots.guess(scheduler, step, sequence, size(widths[:deep])):
                 deepest = max(deepest, deep)
         self.widths = widths
         return deepest * self.draft_s
@@ -56,7 +57,7 @@ class Guessing:
             tokens = sum(rank >= 0 for _, rank in path)
             self.offered += 1
             self.held += tokens
-            scheduler.accept(guess, tokens)
+            slots.accept(scheduler.state, guess, tokens)
             scheduler.speculation.verified(path)
             told.append((guess.sequence, tokens))
         return told

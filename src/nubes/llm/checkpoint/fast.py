@@ -1,7 +1,7 @@
 """Checkpoints that load as fast as the disk reads: raw tensors back to back, and an index beside them.
 
 From: ServerlessLLM: Low-Latency Serverless Inference for Large Language Models (OSDI 2024). A folder holds
-`tensor_index.json`, name -> (partition, offset, size, shape, stride, dtype), and `tensor.data_<k>`, one for each device.
+`tensor_index.json`, name -> (partition, offset, size, shape, stride, dtype), and a `tensor.data_<k>` for each device.
 Nothing is parsed by tensor: each is a view of the region its partition was read into. Tied tensors are there once.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -85,7 +86,7 @@ class Adapter:
         """A and B of each target of a layer, as float32; what is added to the target's matrix is scale * B A."""
         rows = self.pages[layer * self.rank : (layer + 1) * self.rank].astype(np.float32)
         starts = sorted({at for at in (*self.layout.a, *self.layout.b) if at >= 0} | {self.layout.page})
-        end = dict(zip(starts, starts[1:], strict=False))
+        end = dict(pairwise(starts))
         return {
             target: (rows[:, a : end[a]], rows[:, b : end[b]].T)
             for target, a, b in zip(TARGETS, self.layout.a, self.layout.b, strict=True)
@@ -108,7 +109,7 @@ def per_block(page: int, block_values: int) -> int:
 def adapter(
     name: str, shape: Shape, scale: float, layers: Sequence[Mapping[str, Pair]], dtype: DTypeLike = np.float32
 ) -> Adapter:
-    """From A and B of each layer's targets, all of one rank. Raises `UsageError` for sizes that the model does not have."""
+    """From A and B of each layer's targets, all of one rank. Raises `UsageError` for sizes that are not the model's."""
     targets = tuple(target for target in TARGETS if target in layers[0])
     rank = len(layers[0][targets[0]][0])
     if not 1 <= rank <= MAX_RANK:
@@ -124,7 +125,7 @@ def adapter(
             (a, b), (inputs, outputs), at = layer[target], size[target], TARGETS.index(target)
             if a.shape != (rank, inputs) or b.shape != (outputs, rank):
                 raise UsageError(
-                    f"Adapter {name!r} has {target} of {b.shape[0]} x {a.shape[1]} in layer {i}, the model {outputs} x {inputs}.",
+                    f"Adapter {name!r} has {target} of {b.shape[0]} x {a.shape[1]}, the model {outputs} x {inputs}.",
                     "It is for another model.",
                 )
             pages[i, :, layout.a[at] : layout.a[at] + inputs] = a
@@ -151,5 +152,5 @@ def random_adapter(
 
 
 def tokens(shape: Shape, rank: int) -> int:
-    """Tokens of KV whose memory an adapter of all four matrices takes: 4 * rank if there are as many KV heads as heads."""
+    """Tokens of KV whose memory an adapter of all four matrices takes: 4 * rank with as many KV heads as heads."""
     return ceil(rank * shape.layers * Layout.of(shape, TARGETS).page / shape.kv_values)

@@ -94,7 +94,7 @@ class Adapters:
         return blocks
 
     def fetch(self, name: str, victims: Victims) -> list[Fill]:
-        """Sets blocks aside for what of an adapter is missing; there is room. They are to be filled during this step."""
+        """Sets blocks aside for what of an adapter is missing; there is room. They are filled during this step."""
         found = self.found(name)
         for block in found:
             if block is not None:

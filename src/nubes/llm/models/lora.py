@@ -59,8 +59,8 @@ class Lora:
 
     def describe(self) -> str:
         return (
-            f"{self.base.describe().rstrip('.')}; adapters at {PEAK_SHARE:.0%} of peak FLOP/s or {BANDWIDTH_SHARE:.0%} of "
-            f"bandwidth, and {LAUNCH_S * 1e6:g} us for each kernel."
+            f"{self.base.describe().rstrip('.')}; adapters at {PEAK_SHARE:.0%} of peak FLOP/s or "
+            f"{BANDWIDTH_SHARE:.0%} of bandwidth, and {LAUNCH_S * 1e6:g} us for each kernel."
         )
 
 

@@ -24,7 +24,10 @@ MODELS: dict[str, Callable[..., StepModel]] = {
     "vidur": vidur,
     "cpu": cpu,
 }
-EXAMPLES = "opt(opt-13b,tp=1), lin(llama-3-8b,gpu=a100,tp=1), lora(llama-2-7b,gpu=a10), tab(llama-2-70b,gpu=h100,tp=8), vidur(llama-3-8b), cpu(PATH)"
+EXAMPLES = (
+    "opt(opt-13b,tp=1), lin(llama-3-8b,gpu=a100,tp=1), lora(llama-2-7b,gpu=a10), tab(llama-2-70b,gpu=h100,tp=8), "
+    "vidur(llama-3-8b), cpu(PATH)"
+)
 
 
 def step_model(text: str) -> StepModel:

@@ -21,9 +21,8 @@ def need(batch: Iterable[tuple[int, int]]) -> int:
 
     `batch` is in descending order of what remains: just before the k-th ends, k of them have grown by as much.
     """
-    most = total = count = 0
-    for remaining, current in batch:
-        count += 1
+    most = total = 0
+    for count, (remaining, current) in enumerate(batch, 1):
         total += current
         most = max(most, remaining * count + total)
     return most
@@ -90,7 +89,7 @@ def _join(batch: list[tuple[int, int]], sequence: Sequence, block_size: int) -> 
 
 @policy("one-adapter", paper=PAPER)
 class OneAdapter(Batching):
-    """Requests of one adapter at a time, whoever is first in line choosing which: what S-LoRA is compared with (PEFT)."""
+    """Requests of one adapter at a time, that of the first in line: what S-LoRA is compared with (PEFT)."""
 
     def __init__(self, max_seqs: int = 256) -> None:
         self.max_seqs = max_seqs

@@ -46,8 +46,9 @@ def adapted(shape: Shape, pool: NDArray[Any], segments: Segments, rows: int) -> 
 class Product:
     """SGMV by itself: y += scale * x A^T B^T for each segment of up to `rows` rows, on threads of its own.
 
-    From: Punica: Multi-Tenant LoRA Serving (MLSys 2024). The shrinking product is split over the threads by rank, not by
-    the long side as on GPUs: few threads have enough to do, and no sums to join. The growing one is split by columns.
+    From: Punica: Multi-Tenant LoRA Serving (MLSys 2024). The shrinking product is split over the threads by rank, not
+    by the long side as on GPUs: few threads have enough to do, and no sums to join. The growing one is split by
+    columns.
     """
 
     def __init__(self, shape: Shape, pool: NDArray[Any], segments: Segments, rows: int, threads: int = 2) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from nubes.llm.scheduler import Scheduler
 from nubes.llm.spec import Delta
+from nubes.llm.speculative import slots
 from nubes.llm.speculative.tree import ROOT, Tree
 from nubes.llm.speculative.verify import accepted
 from nubes.llm.step import Guess, Step
@@ -31,7 +32,7 @@ class Guesses:
         self._guesses: dict[int, tuple[Guess, int]] = {}  # sequence -> its place in the step, nodes before its own
         self._moves: list[Move] = []
         self._nodes = 0
-        widths = scheduler.widths(step)
+        widths = slots.widths(scheduler, step)
         for sequence in scheduler.state.decoding.values() if widths else ():
             choice = choices[sequence.id]
             if choice.draft is None:
@@ -40,7 +41,7 @@ class Guesses:
             if deep < 1 or choice.draft is None:
                 continue
             tree = choice.draft.draft(choice.text, widths[:deep])
-            if tree and scheduler.guess(step, sequence, len(tree)):
+            if tree and slots.guess(scheduler, step, sequence, len(tree)):
                 self.trees[sequence.id] = tree
                 self._guesses[sequence.id] = step.guesses[-1], self._nodes
                 self._nodes += len(tree)
@@ -68,7 +69,7 @@ class Guesses:
         nodes = accepted(tree, choose)
         state = self._scheduler.state
         self._moves += moves(sequence.blocks, state.block_size, sequence.context, nodes)
-        self._scheduler.accept(guess, len(nodes))
+        slots.accept(self._scheduler.state, guess, len(nodes))
         self._scheduler.speculation.verified(ranks(tree, nodes, choice.text[-len(deltas) :]))
         return deltas
 
