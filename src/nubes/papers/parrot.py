@@ -88,8 +88,8 @@ def serve(
     def make(number: int) -> Instance:
         return Instance(Scheduler(SLOTS // 16, ordering=ordering), model)
 
-    roles: tuple[Role, ...] = ("both",) * engines
-    hardware = Hardware(make, roles=roles)
+    both: tuple[Role, ...] = ("both",)
+    hardware = Hardware(make, roles=both * engines)
     return simulate_graphs(programs, Fleet(routing=routing), hardware, labels=labels)
 
 

@@ -96,8 +96,8 @@ def run(ctx: Context) -> Iterator[Result]:
     each = "; ".join(f"{kind} {theirs:.3g} and {ours:.3g} s" for kind, ((theirs, ours), *_) in times.items())
     about = (
         f"{MODEL} in int8, a client {RTT_S * 1e3:g} ms away, the fastest of {tries} turns: {HOPS} calls in a "
-        f"chain, map-reduce over {CHUNKS} chunks, {USERS} users of one prompt of {SYSTEM:,} tokens, three agents that share a history for {ROUNDS} rounds. "
-        f"Seed 0, by a client and as a graph: {each}."
+        f"chain, map-reduce over {CHUNKS} chunks, {USERS} users of one prompt of {SYSTEM:,} tokens, three agents that "
+        f"share a history for {ROUNDS} rounds. Seed 0, by a client and as a graph: {each}."
     )
     ratios = [min(theirs / ours for theirs, ours in pairs) for pairs in zip(*times.values(), strict=True)]
     yield ctx.result(EVERY, ratios, about, "live")
