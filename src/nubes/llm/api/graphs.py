@@ -11,12 +11,13 @@ from msgspec import field
 from nubes.llm.api import sse, turns
 from nubes.llm.api.endpoint import Answer
 from nubes.llm.api.fields import GENERATE, Generate, Positive, Stops
-from nubes.llm.api.problems import invalid, of_error
+from nubes.llm.api.problems import Problem, invalid, of_error
 from nubes.llm.api.sampling import grammar, priority, sampling
 from nubes.llm.api.service import Call, Model, Service, new_id
 from nubes.llm.graphs.runner import Failed, Runner, Said, Usage
 from nubes.llm.graphs.spec import CALLS, Graph, Transform
 from nubes.llm.graphs.spec import Call as Made
+from nubes.llm.graphs.transforms import TransformFailed
 from nubes.llm.spec import Criterion, Request
 
 DEFAULT_TOKENS = 256  # of an output
@@ -63,7 +64,7 @@ async def answer(service: Service, call: Call, asked: Graphs) -> Answer:
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Failed):
-                raise of_error(event.error, call.request_id)
+                raise _problem(event.error, call)
             if not isinstance(event, Said):
                 values[event.variable] = {"text": event.text, "finish_reason": event.finish}
     return sse.encode({**head, "object": "graph", "values": values, "usage": _usage(usage)})
@@ -86,7 +87,7 @@ async def _stream(
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Failed):
-                problem = of_error(event.error, call.request_id)
+                problem = _problem(event.error, call)
                 error = {"message": problem.message, "type": problem.type, "code": problem.code}
                 told = {"object": "graph.error", "error": {**error, "status": problem.status}}
             elif isinstance(event, Said):
@@ -100,3 +101,9 @@ async def _stream(
 
 def _usage(usage: Usage) -> Any:
     return turns.usage(usage.prompt, usage.generated, usage.cached)
+
+
+def _problem(error: Exception, call: Call) -> Problem:
+    if isinstance(error, TransformFailed):  # the model's doing, not the engine's
+        return Problem(422, str(error), code="transform_failed")
+    return of_error(error, call.request_id)

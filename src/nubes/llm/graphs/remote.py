@@ -14,6 +14,7 @@ import msgspec
 from nubes.kernel.errors import NubesError, Unavailable, UsageError
 from nubes.llm.graphs.runner import Event, Failed, Said, Value
 from nubes.llm.graphs.spec import Graph
+from nubes.llm.graphs.transforms import TransformFailed
 
 
 class Remote:
@@ -125,8 +126,11 @@ def _event(event: dict[str, Any]) -> Event | None:
 
 def _error(status: int, body: bytes) -> NubesError:
     try:
-        message = json.loads(body)["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = body[:200].decode("utf-8", "replace")
+        error = json.loads(body)["error"]
+        message, code = error["message"], error.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, code = body[:200].decode("utf-8", "replace"), ""
+    if code == "transform_failed":
+        return TransformFailed(message)
     kind = UsageError if 400 <= status < 500 and status != 429 else Unavailable
     return kind(message)
