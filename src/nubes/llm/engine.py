@@ -11,32 +11,29 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nubes.kernel.errors import Overloaded, UsageError
+from nubes.kernel.errors import Overloaded
+from nubes.llm.asking import MAX_WIDTH, check
 from nubes.llm.cache.fusing import Blender
 from nubes.llm.cache.texts import TextStore
 from nubes.llm.choice import Choice, Job
 from nubes.llm.content import BlockKeys
 from nubes.llm.errors import ContextTooLong
-from nubes.llm.host import HostMemory
 from nubes.llm.live import Deltas, Stats, Tokens
-from nubes.llm.lora.paging import Fill
-from nubes.llm.lora.segments import Placed
 from nubes.llm.lora.store import Store
-from nubes.llm.ragged import ragged
+from nubes.llm.model import Model
 from nubes.llm.scheduler import Scheduler
 from nubes.llm.sequence import DECODE, Sequence
 from nubes.llm.spec import Delta, Finish, Request
 from nubes.llm.speculative.stepping import Guesses
 from nubes.llm.step import Step
+from nubes.llm.stream import Stream, hand_over
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,7 +44,6 @@ if TYPE_CHECKING:
 
 SHED = "The engine is overloaded: the request was refused while it waited."
 NAN = "The model's output is not a number: this prompt, or the weights, break it."
-MAX_WIDTH = 128  # answers to one prompt
 
 
 class LocalEngine:
@@ -86,7 +82,7 @@ class LocalEngine:
         )  # fmt: skip
         self.scheduler = self._schedule()
         self.blender = Blender(runtime, texts or TextStore(None), fusion, model=name) if fusion is not None else None
-        self._host = HostMemory(runtime, self.scheduler.state.host.size)
+        self._model = Model(runtime, self.store, self.scheduler.state.host.size, self.blender)
         self._rng = np.random.default_rng(seed)
         self._inbox: deque[tuple[str, Job]] = deque()
         self._calls: deque[Callable[[], None]] = deque()
@@ -98,13 +94,14 @@ class LocalEngine:
         self._counts = Stats()
         self._progress_s = monotonic()
         self._stopping = False
-        self._filler = ThreadPoolExecutor(1, f"nubes-llm-{name}-adapters")
 
     # -- for those who ask ----------------------------------------------------------------------------------------
 
     def generate(self, request: Request) -> Deltas:
         """Deltas of all choices as they come. Raises `UsageError`, `ContextTooLong` or `Overloaded` at once."""
-        self._refuse(request)
+        check(request, self.tokens, self.context)
+        if len(self._jobs) >= self.max_waiting + self.scheduler.state.running:
+            raise Overloaded(f"{len(self._jobs)} requests wait or run already.", "Try again a little later.")
         job = Job(request, asyncio.get_running_loop())
         job.request.arrived_s = monotonic()
         if request.adapter:
@@ -114,7 +111,7 @@ class LocalEngine:
             self._progress_s = monotonic()  # idle until now, which is no stall
         self._jobs.add(job)
         self._send("arrive", job)
-        return _Deltas(self, job)
+        return Stream(job, self._left)
 
     @property
     def adapters(self) -> Many[str]:
@@ -128,35 +125,6 @@ class LocalEngine:
     def unload_adapter(self, name: str) -> None:
         """No new request gets it. Raises `NotFound`."""
         self.store.remove(name)
-
-    def _refuse(self, request: Request) -> None:
-        sampling, length = request.sampling, len(request.prompt)
-        if not request.prompt:
-            raise UsageError("The prompt is empty.", "Give at least one token.")
-        if not 1 <= request.n <= MAX_WIDTH:
-            raise UsageError(f"n={request.n} is out of range.", f"Ask for 1 to {MAX_WIDTH} answers.")
-        if request.chunks and (min(request.chunks) < 1 or sum(request.chunks) >= length):
-            raise UsageError(
-                f"Chunks of {request.chunks} tokens do not fit a prompt of {length}.",
-                "Give the length of each text that the prompt begins with, and let something follow them.",
-            )
-        if request.chunks and request.adapter:
-            raise UsageError("A prompt with chunks cannot have an adapter.", "Leave out one of the two.")
-        if not all(0 <= token < self.tokens.vocab for token in request.prompt):
-            raise UsageError("The prompt holds a token that the model does not have.", f"It has {self.tokens.vocab}.")
-        wanted = 1 if sampling.max_tokens is None else sampling.max_tokens
-        if length + wanted > self.context:
-            asked = f" and the {sampling.max_tokens} tokens asked for" if sampling.max_tokens is not None else ""
-            raise ContextTooLong(
-                f"The prompt of {length} tokens{asked} exceed{'s' if not asked else ''} the context of {self.context}.",
-                "Shorten the prompt, or ask for fewer tokens.",
-            )
-        if len(self._jobs) >= self.max_waiting + self.scheduler.state.running:
-            raise Overloaded(f"{len(self._jobs)} requests wait or run already.", "Try again a little later.")
-        if sampling.grammar is not None:
-            from nubes.llm.structured import check
-
-            check(sampling.grammar, self.tokens)
 
     def _limit(self, request: Request, adapter: str) -> int:
         """Tokens that each answer may have. Raises `ContextTooLong` if KV memory has no room for what was asked for."""
@@ -176,6 +144,8 @@ class LocalEngine:
 
     def _left(self, job: Job) -> None:
         """Whoever waited for `job` does not any more."""
+        if job not in self._jobs:
+            return
         self._jobs.discard(job)
         if job.left:
             self._send("cancel", job)
@@ -322,32 +292,14 @@ class LocalEngine:
         self._tell([(job, Delta(n, finish=finish, error=why)) for job in new for n in range(job.request.n)])
 
     def _step(self, step: Step) -> None:
-        scheduler, runtime = self.scheduler, self.runtime
+        scheduler = self.scheduler
         begun = monotonic()
         for chunk in step.chunks:
             job = self._choices[chunk.sequence.id].job
             if job.queued_s is None:
                 job.queued_s = begun - job.request.arrived_s
-        if step.load.moved:
-            self._host.move(step.loads, step.saves)
-        if step.copies:
-            runtime.copy_blocks(step.copies)
         guesses = Guesses(scheduler, step, self._choices)
-        filling = self._filler.submit(self._fill, step.fills) if step.fills else None
-        blended = [chunk for chunk in step.chunks if self._blends(chunk.sequence)] if self.blender is not None else []
-        others = step if not blended else step.without(blended)
-        tokens, rows, outputs, heads = ragged(
-            others, scheduler.state, lambda sequence: self._choices[sequence.id].text, self._placed, guesses.trees
-        )
-        try:
-            logits = runtime.step(tokens, rows, outputs) if len(tokens) else np.zeros((0, 1), np.float32)
-            for sequence in [chunk.sequence for chunk in blended if chunk.last]:
-                more = self._blend(sequence)
-                logits = np.concatenate((logits, more)) if len(heads) else more
-                heads.append(sequence)
-        finally:
-            if filling is not None:
-                filling.result()
+        logits, heads = self._model.run(step, scheduler.state, self._choices, guesses.trees)
         self._counts.steps += 1
         started = scheduler.complete(step, monotonic())
         for sequence in started:
@@ -359,26 +311,6 @@ class LocalEngine:
             places.setdefault(sequence.id, places.get(sequence.group, 0))
         fresh = {sequence.id for sequence in started}
         self._emit([s for s in heads if s.id not in fresh] + started, logits, places, guesses)
-
-    def _blends(self, sequence: Sequence) -> bool:
-        """Whether a prompt is put together from its texts: at first. If it had to give way, it is computed."""
-        return bool(self._choices[sequence.id].job.request.chunks) and not sequence.preemptions
-
-    def _blend(self, sequence: Sequence) -> NDArray[np.float32]:
-        """A whole prompt from its texts; its blocks are all there since it was admitted."""
-        assert self.blender is not None
-        choice = self._choices[sequence.id]
-        ends = np.cumsum((0, *choice.job.request.chunks)).tolist()
-        texts = [choice.text[start:end] for start, end in pairwise(ends)]
-        return np.asarray(self.blender.fuse(texts, choice.text[ends[-1] :], sequence.blocks), np.float32)
-
-    def _placed(self, key: str) -> Placed:
-        return self.store.placed(key, self.scheduler.state.adapters.held[key])
-
-    def _fill(self, fills: Many[Fill]) -> None:
-        """Adapters for later steps, copied while this one runs."""
-        for key, nth, block in fills:
-            self.runtime.place(self.store.of(key), nth, block)
 
     def _emit(
         self, sequences: list[Sequence], logits: NDArray[np.float32], places: dict[int, int], guesses: Guesses
@@ -412,53 +344,5 @@ class LocalEngine:
         self._tell(told)
 
     def _tell(self, told: list[tuple[Job, Delta]]) -> None:
-        """Hands deltas over to the event loops of those who wait: one call for each loop and step."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, Delta]]] = {}
-        for job, delta in told:
-            by_loop.setdefault(job.loop, []).append((job, delta))
-        for loop, batch in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_hand_over, batch)
-            except RuntimeError:  # the loop is closed: nobody waits any more
-                for job, _ in batch:
-                    self._send("cancel", job)
-
-
-class _Deltas:
-    """What a request gets, as it comes. Left early, by `aclose` or by nobody holding it, the request is cancelled."""
-
-    def __init__(self, engine: LocalEngine, job: Job) -> None:
-        self._engine = engine
-        self._job = job
-
-    def __aiter__(self) -> _Deltas:
-        return self
-
-    async def __anext__(self) -> Delta:
-        job = self._job
-        if not job.left:
-            raise StopAsyncIteration
-        try:
-            delta = await job.deltas.get()
-        except BaseException:  # whoever waited was cancelled
-            await self.aclose()
-            raise
-        if delta.finish is not None:
-            job.left -= 1
-            if not job.left:
-                await self.aclose()
-        return delta
-
-    async def aclose(self) -> None:
-        if self._job in self._engine._jobs:
-            self._engine._left(self._job)
-        self._job.left = 0
-
-    def __del__(self) -> None:
-        if self._job in self._engine._jobs:
-            self._engine._left(self._job)
-
-
-def _hand_over(batch: list[tuple[Job, Delta]]) -> None:
-    for job, delta in batch:
-        job.deltas.put_nowait(delta)
+        for job in hand_over(told):
+            self._send("cancel", job)

@@ -1,0 +1,84 @@
+"""A step, done: blocks moved and copied, adapters fetched, rows run, texts put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Many
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nubes.llm.host import HostMemory
+from nubes.llm.lora.paging import Fill
+from nubes.llm.lora.segments import Placed
+from nubes.llm.lora.store import Store
+from nubes.llm.ragged import ragged
+from nubes.llm.sequence import Sequence
+from nubes.llm.state import State
+from nubes.llm.step import Step
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nubes.llm.cache.fusing import Blender
+    from nubes.llm.choice import Choice
+    from nubes.llm.runtime.rows import Runtime
+    from nubes.llm.speculative.tree import Tree
+
+
+class Model:
+    """What an engine does with a runtime. `host_blocks`: room in host memory; `blender`: for prompts made of texts."""
+
+    def __init__(self, runtime: Runtime, store: Store, host_blocks: int, blender: Blender | None) -> None:
+        self.runtime = runtime
+        self.store = store
+        self.blender = blender
+        self._host = HostMemory(runtime, host_blocks)
+        self._filler = ThreadPoolExecutor(1, "nubes-llm-adapters")  # starts its thread when it is used
+
+    def run(
+        self, step: Step, state: State, choices: Mapping[int, Choice], trees: Mapping[int, Tree]
+    ) -> tuple[NDArray[np.float32], list[Sequence]]:
+        """Logits [n, vocab], and the sequences whose next tokens the first of them are for; those of `trees` follow."""
+        if step.load.moved:
+            self._host.move(step.loads, step.saves)
+        if step.copies:
+            self.runtime.copy_blocks(step.copies)
+        filling = self._filler.submit(self._fill, step.fills) if step.fills else None
+        blended = [chunk for chunk in step.chunks if blends(choices[chunk.sequence.id])] if self.blender else []
+        others = step if not blended else step.without(blended)
+
+        def placed(key: str) -> Placed:
+            return self.store.placed(key, state.adapters.held[key])
+
+        tokens, rows, outputs, heads = ragged(others, state, lambda sequence: choices[sequence.id].text, placed, trees)
+        try:
+            logits = self.runtime.step(tokens, rows, outputs) if len(tokens) else np.zeros((0, 1), np.float32)
+            for chunk in blended:
+                if chunk.last:
+                    more = self._blend(choices[chunk.sequence.id])
+                    logits = np.concatenate((logits, more)) if len(heads) else more
+                    heads.append(chunk.sequence)
+        finally:
+            if filling is not None:
+                filling.result()
+        return logits, heads
+
+    def _blend(self, choice: Choice) -> NDArray[np.float32]:
+        """A whole prompt from its texts; its blocks are all there since it was admitted."""
+        assert self.blender is not None
+        ends = np.cumsum((0, *choice.job.request.chunks)).tolist()
+        texts = [choice.text[start:end] for start, end in pairwise(ends)]
+        return np.asarray(self.blender.fuse(texts, choice.text[ends[-1] :], choice.sequence.blocks), np.float32)
+
+    def _fill(self, fills: Many[Fill]) -> None:
+        """Adapters for later steps, copied while this one runs."""
+        for key, nth, block in fills:
+            self.runtime.place(self.store.of(key), nth, block)
+
+
+def blends(choice: Choice) -> bool:
+    """Whether a prompt is put together from its texts: at first. If it had to give way, it is computed."""
+    return bool(choice.job.request.chunks) and not choice.sequence.preemptions
