@@ -78,9 +78,9 @@ INLINE void expand_rows(const int rows, const int is_half, const char *const *b,
                         long stride) {
     int c = from;
     if (rows == 1)
-        for (; c + 128 <= to; c += 128) sums(rows, 8, is_half, b, c, inner, rank, y + c, stride);
-    for (; c + 64 <= to; c += 64) sums(rows, 4, is_half, b, c, inner, rank, y + c, stride);
-    for (; c < to; c += 32) sums(rows, 2, is_half, b, c, inner, rank, y + c, stride);
+        for (; c + 8 * LANES <= to; c += 8 * LANES) sums(rows, 8, is_half, b, c, inner, rank, y + c, stride);
+    for (; c + 4 * LANES <= to; c += 4 * LANES) sums(rows, 4, is_half, b, c, inner, rank, y + c, stride);
+    for (; c < to; c += 2 * LANES) sums(rows, 2, is_half, b, c, inner, rank, y + c, stride);
 }
 
 INLINE void expand(const int is_half, const lora *l, int layer, int first, int count, int from, int to, float *y, long stride) {
