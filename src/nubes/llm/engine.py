@@ -109,6 +109,9 @@ class LocalEngine:
         job.request.arrived_s = monotonic()
         if request.adapter:
             job.adapter = self.store.get(request.adapter)
+        self._limit(request, job.adapter.key if job.adapter is not None else "")
+        if not self._jobs:
+            self._progress_s = monotonic()  # idle until now, which is no stall
         self._jobs.add(job)
         self._send("arrive", job)
         return _Deltas(self, job)
@@ -154,6 +157,22 @@ class LocalEngine:
             from nubes.llm.structured import check
 
             check(sampling.grammar, self.tokens)
+
+    def _limit(self, request: Request, adapter: str) -> int:
+        """Tokens that each answer may have. Raises `ContextTooLong` if KV memory has no room for what was asked for."""
+        length, asked = len(request.prompt), request.sampling.max_tokens
+        limit = min(self.context - length, self.context if asked is None else asked)
+        sequence = Sequence(0, length, limit, width=request.n, adapter=adapter)
+        if not self.scheduler.fits(sequence) and asked is None:
+            blocks = self.runtime.blocks - self.store.sizes.get(adapter, 0)
+            sequence.limit = max(1, blocks // request.n * self.runtime.block_size - length)
+        if not self.scheduler.fits(sequence):
+            size = self.runtime.blocks * self.runtime.block_size
+            raise ContextTooLong(
+                f"{request.n} x {length} + {limit} tokens do not fit the KV memory of {size}.",
+                "Ask for fewer, or start the engine with more kv_memory.",
+            )
+        return sequence.limit
 
     def _left(self, job: Job) -> None:
         """Whoever waited for `job` does not any more."""
@@ -251,11 +270,13 @@ class LocalEngine:
 
     def _choice(self, job: Job) -> Choice | None:
         """The first answer to a request, with what it has from elsewhere; None if it does not fit, which is told."""
-        request, sampling = job.request, job.request.sampling
-        limit = self.context - len(request.prompt)
-        if sampling.max_tokens is not None:
-            limit = min(limit, sampling.max_tokens)
+        request = job.request
         adapter = job.adapter.key if job.adapter is not None else ""
+        try:
+            limit = self._limit(request, adapter)
+        except ContextTooLong as error:
+            self._tell([(job, Delta(index, finish="error", error=error.message)) for index in range(request.n)])
+            return None
         self._ids += MAX_WIDTH
         own = f"\0{self._ids}" if request.chunks and self.blender is not None else ""  # it is not what others compute
         keys = BlockKeys(self.runtime.block_size, request.cache_salt + own, adapter)
@@ -265,14 +286,6 @@ class LocalEngine:
             priority=request.priority, user=request.user, session=request.session, adapter=adapter,
             work=request.work,
         )  # fmt: skip
-        if not self.scheduler.fits(sequence):
-            blocks = self.runtime.blocks - self.store.sizes.get(adapter, 0)
-            sequence.limit = blocks * self.runtime.block_size // request.n - len(request.prompt)
-            if sampling.max_tokens is not None or not self.scheduler.fits(sequence) or sequence.limit < 1:
-                size = self.runtime.blocks * self.runtime.block_size
-                why = f"{request.n} x {len(request.prompt)} + {limit} tokens do not fit the KV memory of {size}."
-                self._tell([(job, Delta(index, finish="error", error=why)) for index in range(request.n)])
-                return None
         choice = Choice(job, 0, sequence, list(request.prompt), keys, self.tokens, self._seed(job))
         job.choices.append(choice)
         self._choices[sequence.id] = choice

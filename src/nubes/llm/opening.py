@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from nubes.llm.engine import LocalEngine
     from nubes.llm.runtime.rows import Runtime
     from nubes.llm.runtime.weights import Format as Packed
+
+log = logging.getLogger("nubes.llm")
 
 BLOCK = 16
 FORMATS = ("fp32", "bf16", "int8", "int4")
@@ -66,9 +69,9 @@ def open_runtime(
             return NativeRuntime(
                 checkpoint, cast("Packed", format), blocks, block_size, threads or len(os.sched_getaffinity(0))
             )
-        except NoCompiler:
-            if format != "fp32":
-                raise
+        except NoCompiler as error:
+            log.warning("%s Until then the model runs through PyTorch, in fp32 and slower.", error)
+            format = "fp32"
     from nubes.llm.runtime.torch import TorchRuntime
 
     wide: Literal["fp32", "bf16"] = "fp32" if format == "fp32" else "bf16"  # what PyTorch runs in place of few bits

@@ -100,7 +100,7 @@ class Merging:
             pairs = adapter.matrices(i) if adapter is not None else {}
             column = 0
             for target in TARGETS:
-                weights = own[target]
+                weights: NDArray[Any] = own[target]
                 if adapter is not None and target in pairs:
                     a, b = pairs[target]
                     weights = np.asarray(weights + (b * np.float32(adapter.scale)) @ a, np.float32)

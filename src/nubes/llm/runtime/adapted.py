@@ -46,9 +46,8 @@ def adapted(shape: Shape, pool: NDArray[Any], segments: Segments, rows: int) -> 
 class Product:
     """SGMV by itself: y += scale * x A^T B^T for each segment of up to `rows` rows, on threads of its own.
 
-    From: Punica: Multi-Tenant LoRA Serving (MLSys 2024). The shrinking product is split over the threads by rank, not
-    by the long side as on GPUs: few threads have enough to do, and no sums to join. The growing one is split by
-    columns.
+    From: Punica: Multi-Tenant LoRA Serving (MLSys 2024). Threads share the rows,
+    and not the long side of the first product as on GPUs: there is nothing to wait for between the two.
     """
 
     def __init__(self, shape: Shape, pool: NDArray[Any], segments: Segments, rows: int, threads: int = 2) -> None:
@@ -57,7 +56,7 @@ class Product:
         self._library.pool_open.argtypes, self._library.pool_open.restype = (ctypes.c_int,), _P
         self._library.pool_close.argtypes, self._library.pool_close.restype = (_P,), None
         c_int = ctypes.c_int
-        self._library.nubes_lora.argtypes = (_P, c_int, _P, c_int, c_int, c_int, _P, _P)
+        self._library.nubes_lora.argtypes = (_P, c_int, _P, c_int, c_int, c_int, c_int, _P, _P)
         self._shape, self._rows, self._count = shape, rows, threads
         self._lora = adapted(shape, pool, segments, rows)
         self._threads = self._library.pool_open(threads)
@@ -78,6 +77,6 @@ class Product:
                 )
         lora = ctypes.addressof(self._lora)
         if self._library.nubes_lora(
-            self._threads, self._count, lora, layer, matrix, inputs, x.ctypes.data, y.ctypes.data
+            self._threads, self._count, lora, layer, matrix, inputs, self._rows, x.ctypes.data, y.ctypes.data
         ):
             raise NubesError("No thread is to be had.")

@@ -37,22 +37,23 @@ INLINE void shrink_rows(const int rows, const int is_half, const char *const *a,
     for (; j < ranks; j++) dots(rows, 1, is_half, a + j, x, k, to + j, width);
 }
 
-INLINE void shrink(const int is_half, const lora *l, int layer, int first, int count, const float *x, int k, int t, int threads) {
+INLINE void shrink(const int is_half, const lora *l, int layer, int first, int count, const float *x, int k, int begin, int end) {
     const char *a[MAX_RANK];
     for (const segment *s = l->segment; s < l->segment + l->segments; s++) {
-        const int begin = s->rank * t / threads, end = s->rank * (t + 1) / threads;
+        const int top = begin > s->first ? begin - s->first : 0, bottom = end - s->first < s->rows ? end - s->first : s->rows;
+        if (top >= bottom) continue;
         for (int m = 0; m < count; m++) {
             if (s->a[first + m] < 0) continue;
-            for (int j = begin; j < end; j++) a[j - begin] = page(l, s, layer, j) + (long)s->a[first + m] * (is_half ? 2 : 4);
-            for (int r = 0; r < s->rows; r += TILE) {
+            for (int j = 0; j < s->rank; j++) a[j] = page(l, s, layer, j) + (long)s->a[first + m] * (is_half ? 2 : 4);
+            for (int r = top; r < bottom; r += TILE) {
                 const long row = s->first + r;
                 const float *in = x + row * k;
-                float *to = l->inner + row * l->width + m * s->rank + begin;
-                switch (s->rows - r) {
-                case 1: shrink_rows(1, is_half, a, end - begin, in, k, to, l->width); break;
-                case 2: shrink_rows(2, is_half, a, end - begin, in, k, to, l->width); break;
-                case 3: shrink_rows(3, is_half, a, end - begin, in, k, to, l->width); break;
-                default: shrink_rows(4, is_half, a, end - begin, in, k, to, l->width);
+                float *to = l->inner + row * l->width + m * s->rank;
+                switch (bottom - r) {
+                case 1: shrink_rows(1, is_half, a, s->rank, in, k, to, l->width); break;
+                case 2: shrink_rows(2, is_half, a, s->rank, in, k, to, l->width); break;
+                case 3: shrink_rows(3, is_half, a, s->rank, in, k, to, l->width); break;
+                default: shrink_rows(4, is_half, a, s->rank, in, k, to, l->width);
                 }
             }
         }
@@ -83,58 +84,58 @@ INLINE void expand_rows(const int rows, const int is_half, const char *const *b,
     for (; c < to; c += 2 * LANES) sums(rows, 2, is_half, b, c, inner, rank, y + c, stride);
 }
 
-INLINE void expand(const int is_half, const lora *l, int layer, int first, int count, int from, int to, float *y, long stride) {
+INLINE void expand(const int is_half, const lora *l, int layer, int first, int count, int begin, int end, int from, int to, float *y, long stride) {
     const char *b[MAX_RANK];
     float inner[TILE][MAX_RANK];
     for (const segment *s = l->segment; s < l->segment + l->segments; s++) {
-        for (int m = 0, start = 0; m < count; start += l->outputs[first + m++]) {
-            const int begin = from > start ? from - start : 0, most = l->outputs[first + m], end = to - start < most ? to - start : most;
-            if (s->b[first + m] < 0 || begin >= end) continue;
+        const int top = begin > s->first ? begin - s->first : 0, bottom = end - s->first < s->rows ? end - s->first : s->rows;
+        for (int m = 0, start = 0; m < count && top < bottom; start += l->outputs[first + m++]) {
+            const int left = from > start ? from - start : 0, most = l->outputs[first + m], right = to - start < most ? to - start : most;
+            if (s->b[first + m] < 0 || left >= right) continue;
             for (int j = 0; j < s->rank; j++) b[j] = page(l, s, layer, j) + (long)s->b[first + m] * (is_half ? 2 : 4);
-            for (int r = 0; r < s->rows; r += TILE) {
-                const int rows = s->rows - r < TILE ? s->rows - r : TILE;
+            for (int r = top; r < bottom; r += TILE) {
+                const int rows = bottom - r < TILE ? bottom - r : TILE;
                 for (int i = 0; i < rows; i++)
                     for (int j = 0; j < s->rank; j++) inner[i][j] = s->scale * l->inner[(s->first + r + i) * (long)l->width + m * s->rank + j];
                 float *at = y + (s->first + r) * stride + start;
                 switch (rows) {
-                case 1: expand_rows(1, is_half, b, begin, end, (const float (*)[MAX_RANK])inner, s->rank, at, stride); break;
-                case 2: expand_rows(2, is_half, b, begin, end, (const float (*)[MAX_RANK])inner, s->rank, at, stride); break;
-                case 3: expand_rows(3, is_half, b, begin, end, (const float (*)[MAX_RANK])inner, s->rank, at, stride); break;
-                default: expand_rows(4, is_half, b, begin, end, (const float (*)[MAX_RANK])inner, s->rank, at, stride);
+                case 1: expand_rows(1, is_half, b, left, right, (const float (*)[MAX_RANK])inner, s->rank, at, stride); break;
+                case 2: expand_rows(2, is_half, b, left, right, (const float (*)[MAX_RANK])inner, s->rank, at, stride); break;
+                case 3: expand_rows(3, is_half, b, left, right, (const float (*)[MAX_RANK])inner, s->rank, at, stride); break;
+                default: expand_rows(4, is_half, b, left, right, (const float (*)[MAX_RANK])inner, s->rank, at, stride);
                 }
             }
         }
     }
 }
 
-void lora_shrink(const lora *l, int layer, int first, int count, const float *x, int k, int t, int threads) {
-    if (l->half) shrink(1, l, layer, first, count, x, k, t, threads);
-    else shrink(0, l, layer, first, count, x, k, t, threads);
+void lora_shrink(const lora *l, int layer, int first, int count, const float *x, int k, int begin, int end) {
+    if (l->half) shrink(1, l, layer, first, count, x, k, begin, end);
+    else shrink(0, l, layer, first, count, x, k, begin, end);
 }
 
-void lora_expand(const lora *l, int layer, int first, int count, int from, int to, float *y, long stride) {
-    if (l->half) expand(1, l, layer, first, count, from, to, y, stride);
-    else expand(0, l, layer, first, count, from, to, y, stride);
+void lora_expand(const lora *l, int layer, int first, int count, int begin, int end, int from, int to, float *y, long stride) {
+    if (l->half) expand(1, l, layer, first, count, begin, end, from, to, y, stride);
+    else expand(0, l, layer, first, count, begin, end, from, to, y, stride);
 }
 
 /* One product by itself: y += scale * x A^T B^T for every segment. */
 typedef struct {
     const lora *l;
     pool *threads;
-    int layer, matrix, k, count;
+    int layer, matrix, k, count, rows;
     const float *x;
     float *y;
 } product;
 
 static void one_product(void *argument, int t) {
     const product *p = argument;
-    const int columns = p->l->outputs[p->matrix], panels = columns / 32;
-    lora_shrink(p->l, p->layer, p->matrix, 1, p->x, p->k, t, p->count);
-    pool_barrier(p->threads);
-    lora_expand(p->l, p->layer, p->matrix, 1, panels * t / p->count * 32, panels * (t + 1) / p->count * 32, p->y, columns);
+    const int columns = p->l->outputs[p->matrix], begin = p->rows * t / p->count, end = p->rows * (t + 1) / p->count;
+    lora_shrink(p->l, p->layer, p->matrix, 1, p->x, p->k, begin, end);
+    lora_expand(p->l, p->layer, p->matrix, 1, begin, end, 0, columns, p->y, columns);
 }
 
-int nubes_lora(pool *threads, int count, const lora *l, int layer, int matrix, int k, const float *x, float *y) {
-    product p = {l, threads, layer, matrix, k, count, x, y};
+int nubes_lora(pool *threads, int count, const lora *l, int layer, int matrix, int k, int rows, const float *x, float *y) {
+    product p = {l, threads, layer, matrix, k, count, rows, x, y};
     return pool_run(threads, one_product, &p);
 }

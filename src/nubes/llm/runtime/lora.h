@@ -25,10 +25,10 @@ typedef struct {
     float *inner; /* [rows][width]: width is at least three times the largest rank */
 } lora;
 
-/* inner = x A^T for matrices `first` ... `first + count - 1`, the ranks split over the threads. `x` is [rows][k]. */
-void lora_shrink(const lora *l, int layer, int first, int count, const float *x, int k, int t, int threads);
+/* inner = x A^T for rows `begin` ... `end - 1` and matrices `first` ... `first + count - 1`. `x` is [rows][k]. */
+void lora_shrink(const lora *l, int layer, int first, int count, const float *x, int k, int begin, int end);
 
-/* y += scale * inner B^T in columns `from` ... `to - 1` (multiples of 32) of these matrices' outputs side by side. */
-void lora_expand(const lora *l, int layer, int first, int count, int from, int to, float *y, long stride);
+/* y += scale * inner B^T for these rows, in columns `from` ... `to - 1` (multiples of 32) of the matrices' outputs side by side. */
+void lora_expand(const lora *l, int layer, int first, int count, int begin, int end, int from, int to, float *y, long stride);
 
 #endif

@@ -187,25 +187,13 @@ static void look(engine *e, const batch *b, int t, int layer, tile w, int kv_hea
     }
 }
 
-/* A product of the attention half, and what its rows' adapters add: each thread to the columns that it has just made. */
-static void adapted(engine *e, const batch *b, int t, int layer, int first, int count, const matrix *w, int k, int op, float *out, int from) {
-    const int columns = panels(w) - from, threads = e->m.threads;
-    if (b->lora) {
-        lora_shrink(b->lora, layer, first, count, e->a.f, k, t, threads);
-        pool_barrier(e->threads);
-    }
-    share(e, t, w, &e->a, b->rows, op, out, w->outputs, from, panels(w));
-    if (b->lora)
-        lora_expand(b->lora, layer, first, count, (from + columns * t / threads) * PANEL,
-                    (from + columns * (t + 1) / threads) * PANEL, out, w->outputs);
-}
-
 static void one_layer(engine *e, const batch *b, int t, int layer) {
     const model *m = &e->m;
     const matrix *w = m->matrices + layer * PER_LAYER;
     const int rows = b->rows, begin = (int)((long)rows * t / m->threads),
               end = (int)((long)rows * (t + 1) / m->threads);
     const int bytes = w->kind != FP32, hidden = m->hidden;
+    const int qkv = (m->heads + 2 * m->kv_heads) * m->head_dim;
     const float *norms = m->norms + (long)layer * 2 * hidden;
     for (int r = begin; r < end; r++) {
         if (b->keep)
@@ -213,9 +201,12 @@ static void one_layer(engine *e, const batch *b, int t, int layer) {
                    sizeof(float) * (size_t)hidden);
         norm(e, b->x + (long)r * hidden, norms, r, bytes);
     }
+    if (b->lora) lora_shrink(b->lora, layer, Q, 3, e->a.f, hidden, begin, end);
     pool_barrier(e->threads);
-    adapted(e, b, t, layer, Q, 3, w + QKV, hidden, PUT, e->qkv, b->project ? m->heads * m->head_dim / PANEL : 0);
+    share(e, t, w + QKV, &e->a, rows, PUT, e->qkv, qkv, b->project ? m->heads * m->head_dim / PANEL : 0,
+          panels(w + QKV));
     pool_barrier(e->threads);
+    if (b->lora) lora_expand(b->lora, layer, Q, 3, begin, end, 0, qkv, e->qkv, qkv);
     for (int r = begin; r < end; r++) place(e, b, layer, r);
     if (t == 0) atomic_store(&e->next, 0);
     pool_barrier(e->threads);
@@ -224,8 +215,10 @@ static void one_layer(engine *e, const batch *b, int t, int layer) {
         look(e, b, t, layer, e->tiles[e->tile_count - 1 - i / m->kv_heads], i % m->kv_heads,
              bytes); /* long ones first */
     pool_barrier(e->threads);
-    adapted(e, b, t, layer, O, 1, w + OUT, m->heads * m->head_dim, ADD, b->x, 0);
+    if (b->lora) lora_shrink(b->lora, layer, O, 1, e->a.f, m->heads * m->head_dim, begin, end);
+    whole(e, t, w + OUT, &e->a, rows, ADD, b->x, hidden);
     pool_barrier(e->threads);
+    if (b->lora) lora_expand(b->lora, layer, O, 1, begin, end, 0, hidden, b->x, hidden);
     for (int r = begin; r < end; r++) norm(e, b->x + (long)r * hidden, norms + hidden, r, bytes);
     pool_barrier(e->threads);
     whole(e, t, w + GATE_UP, &e->a, rows, GATED, e->b.f, m->ffn);
