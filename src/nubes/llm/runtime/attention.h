@@ -78,7 +78,7 @@ INLINE void attend(attention_scratch *t, int n, const view *views, const int32_t
                 const half *k = (const half *)(keys + base) + offset;
                 for (int d = 0; d < dim; d++) {
                     store(t->k + d * CHUNK + c, load_half(k + d * block_size));
-                    __builtin_prefetch((const char *)(k + d * block_size) + ahead);
+                    __builtin_prefetch((const char *)(k + d * block_size) + ahead, 0, 2);
                 }
             } else {
                 const float *k = (const float *)(keys + base) + offset;
@@ -89,7 +89,7 @@ INLINE void attend(attention_scratch *t, int n, const view *views, const int32_t
                 const half *v = (const half *)(values + base) + offset * dim;
                 for (int i = 0; i < count * dim; i += LANES) {
                     store(t->v + c * dim + i, load_half(v + i));
-                    __builtin_prefetch((const char *)(v + i) + ahead);
+                    __builtin_prefetch((const char *)(v + i) + ahead, 0, 2);
                 }
             } else {
                 memcpy(t->v + c * dim, (const float *)(values + base) + offset * dim,

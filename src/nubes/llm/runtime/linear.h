@@ -5,7 +5,7 @@
 #include "kernels.h"
 
 enum { PUT, ADD, GATED };  /* stored, added to what is there, or silu(first half of a panel) * second half */
-enum { CACHED = 1 << 20 }; /* bytes of inputs that stay in a core's cache while weights pass by */
+enum { CACHED = 1 << 20 }; /* bytes of inputs and outputs that stay in a core's cache while weights pass by */
 
 /* Spread nibbles over bytes. */
 static void widen(const uint8_t *from, uint8_t *to, int groups) {
@@ -47,7 +47,8 @@ static int panels(const matrix *m) { return (m->outputs + PANEL - 1) / PANEL; }
 
 /* What tile `i` of `tiles` fetches of the panel after this one. */
 INLINE soon ahead(const matrix *m, const uint8_t *panel, int i, int tiles) {
-    const int parts = m->inputs / PART, lines = (int)((panel_bytes(m) / 64 + parts - 1) / parts), each = (lines + tiles - 1) / tiles, done = i * each;
+    const int parts = m->inputs / PART, lines = (int)(panel_bytes(m) / 64 + parts - 1) / parts; /* with each part */
+    const int each = (lines + tiles - 1) / tiles, done = i * each;
     return (soon){panel + panel_bytes(m) + (long)done * 64 * parts, done < lines ? each : 0};
 }
 

@@ -48,7 +48,8 @@ class NativeRuntime:
     """Weights in panels, KV of fp32 with fp32 weights and of fp16 with others; `x` and logits are float32 arrays.
 
     Inputs of int8 and int4 products are rounded to bytes with a scale for each row and 32 of them (as in
-    Q8_0 of llama.cpp). Threads start at the first step, in a forked child anew, and sleep between steps.
+    Q8_0 of llama.cpp), or up to 96 of them for int8.
+    Threads start at the first step, in a forked child anew, and sleep between steps.
     `kv_file`: KV lies in this file, for others to map. Raises `NoCompiler` where the extension cannot be built.
     """
 
