@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from llm.api_fakes import FakeEngine, served
 from llm.toy import engine
-from nubes.kernel.errors import UsageError
+from nubes.kernel.errors import Unavailable, UsageError
 from nubes.llm.api import app
 from nubes.llm.graphs import LATENCY, THROUGHPUT, TTFT, Session, json_field, regex, semantic_function, strip
 from nubes.llm.graphs.deduction import deduce, depths
@@ -386,6 +387,40 @@ def test_a_graph_goes_over_http_in_one_request() -> None:
     assert last.work is not None
     assert first.work.group == second.work.group != ""
     assert (first.work.criterion, last.work.criterion, last.work.depth) == ("throughput", "latency", 2)
+
+
+def test_a_session_that_ends_stops_what_the_service_does_for_it() -> None:
+    made: Any = FakeEngine()
+    made.hold_after = 2
+
+    async def run(url: str) -> None:
+        async with Session(url=url, model="fake"):
+            parts = shorten("a long story").stream()
+            assert await anext(parts)
+            assert made.running
+            waiting = asyncio.ensure_future(shorten("another").get())
+            await asyncio.sleep(0.2)
+        with pytest.raises(Unavailable, match="session was closed"):
+            await waiting
+        await parts.aclose()  # type: ignore[attr-defined]
+
+    with served(app({"fake": made})) as url:
+        asyncio.run(run(url))
+        assert made.left.wait(5)
+        for _ in range(100):
+            if not made.running:
+                break
+            time.sleep(0.05)
+        assert not made.running
+
+
+def test_a_service_that_is_not_there() -> None:
+    async def run() -> None:
+        async with Session(url="http://127.0.0.1:9", model="fake"):
+            with pytest.raises(Unavailable, match="does not answer"):
+                await shorten("a").get()
+
+    asyncio.run(run())
 
 
 def test_the_whole_answer_and_its_usage() -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-from collections.abc import AsyncGenerator
+import socket
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,10 +36,18 @@ class Remote:
         loop = asyncio.get_running_loop()
         lines: asyncio.Queue[dict[str, Any] | Exception | None] = asyncio.Queue()
         connection = self._connection()
+        line: list[Any] = []  # the socket, which the connection may let go of
+        left = threading.Event()
 
         def read() -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                follow()
+
+        def follow() -> None:
             try:
-                for event in self._events(connection, graph):
+                connection.connect()
+                line.append(connection.sock)
+                for event in self._events(connection, graph) if not left.is_set() else ():
                     loop.call_soon_threadsafe(lines.put_nowait, event)
                 loop.call_soon_threadsafe(lines.put_nowait, None)
             except (OSError, http.client.HTTPException, ValueError) as error:
@@ -44,8 +55,10 @@ class Remote:
                 loop.call_soon_threadsafe(lines.put_nowait, gone)
             except NubesError as error:
                 loop.call_soon_threadsafe(lines.put_nowait, error)
+            finally:
+                connection.close()
 
-        reading = asyncio.ensure_future(asyncio.to_thread(read))
+        threading.Thread(target=read, name="nubes-graph", daemon=True).start()
         try:
             while (event := await lines.get()) is not None:
                 if isinstance(event, Exception):
@@ -54,16 +67,16 @@ class Remote:
                 if told is not None:
                     yield told
         finally:
-            if connection.sock is not None:
-                connection.sock.close()
-            connection.close()
-            reading.cancel()
+            left.set()
+            for sock in line:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)  # wakes the thread, and tells the service
 
     def _connection(self) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
         return kind(self._parts.hostname or "", self._parts.port)
 
-    def _events(self, connection: http.client.HTTPConnection, graph: Graph) -> Any:
+    def _events(self, connection: http.client.HTTPConnection, graph: Graph) -> Iterator[dict[str, Any]]:
         headers = {"content-type": "application/json"}
         if self.token:
             headers["authorization"] = f"Bearer {self.token}"

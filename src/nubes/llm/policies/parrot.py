@@ -71,14 +71,10 @@ class Capped(StallFree):
                 capped = capped or urgent(sequence.work)
                 jobs += sequence.width
                 tokens += sequence.known
-                if capped and kept_over(jobs, tokens, self) and (running or kept):
+                if capped and (jobs > self.jobs or tokens > self.tokens) and (running or kept):
                     break
             kept.append((sequence, rows))
         return Batch(batch.decode, kept)
-
-
-def kept_over(jobs: int, tokens: int, cap: Capped | Together) -> bool:
-    return jobs > cap.jobs or tokens > cap.tokens
 
 
 @policy("parrot", paper=PAPER)

@@ -4,12 +4,13 @@
    and in order:
 
      FP32   per input: 32 floats
-     INT8   per 32 inputs: 32 half scales, then [8 steps][32 outputs][4 inputs] bytes, weight + 128
+     INT8   per group of inputs: 32 half scales, then [steps][32 outputs][4 inputs] bytes, weight + 128
      INT4   per 32 inputs: 32 half scales, 32 half offsets, then [4 steps][32 outputs][4 inputs] bytes: the lower
             nibbles are the inputs of step 2i, the upper ones those of step 2i + 1; weight = scale * nibble + offset
      WIDE4  INT4 with a byte for each nibble, [8 steps][32 outputs][4 inputs]: what INT4 is spread into for many rows
 
-   Inputs of all but FP32 are rounded to signed bytes with a scale for each row and group of 32. */
+   A group is 32 inputs, of INT8 matrices any multiple: the larger, the less there is to do besides multiplying. Rows
+   that are multiplied with all but FP32 are rounded to signed bytes, with a scale for each row and group. */
 #ifndef NUBES_KERNELS_H
 #define NUBES_KERNELS_H
 
@@ -17,10 +18,10 @@
 #include "vec.h"
 
 enum { FP32, INT8, INT4, WIDE4 };
-enum { PANEL = 32, GROUP = 32, ACROSS = PANEL / LANES }; /* a tile is at most ROWS x PANEL */
+enum { PANEL = 32, PART = 32, ACROSS = PANEL / LANES }; /* a tile is at most ROWS x PANEL */
 
 typedef struct {
-    int32_t kind, outputs, inputs, unused;
+    int32_t kind, outputs, inputs, group;
     const uint8_t *data;
 } matrix;
 
@@ -33,24 +34,24 @@ typedef struct {
     int32_t *bias;
 } inputs;
 
-INLINE long group_bytes(int kind) {
-    return kind == FP32 ? GROUP * PANEL * 4 : kind == INT8 ? 64 + 1024 : kind == INT4 ? 128 + 512 : 128 + 1024;
-}
-INLINE long panel_bytes(const matrix *m) { return m->inputs / GROUP * group_bytes(m->kind); }
+INLINE long head_bytes(int kind) { return kind == FP32 ? 0 : kind == INT8 ? 64 : 128; } /* of a group */
+INLINE long part_bytes(int kind) { return PART * PANEL * (kind == FP32 ? 8 : kind == INT4 ? 1 : 2) / 2; }
+INLINE long group_bytes(int kind, int group) { return head_bytes(kind) + group / PART * part_bytes(kind); }
+INLINE long panel_bytes(const matrix *m) { return m->inputs / m->group * group_bytes(m->kind, m->group); }
 
-/* `k` floats to bytes, GROUP by GROUP. A NaN makes its group's scale NaN: it stays visible, in its own row. */
-INLINE void quantise(const float *x, int k, int8_t *q, float *scale, float *low, int32_t *bias) {
-    for (int g = 0; g < k / GROUP; g++, x += GROUP, q += GROUP) {
+/* `k` floats to bytes, group by group. A NaN makes its group's scale NaN: it stays visible, in its own row. */
+INLINE void quantise(const float *x, int k, int group, int8_t *q, float *scale, float *low, int32_t *bias) {
+    for (int g = 0; g < k / group; g++, x += group, q += group) {
         vf most = splat(0);
         vi sums = splat_i(0);
         int broken = 0;
-        for (int i = 0; i < GROUP; i += LANES) {
+        for (int i = 0; i < group; i += LANES) {
             most = max_(most, abs_(load(x + i)));
             broken |= nans(load(x + i));
         }
         const float top = top_(most);
         const vf inverse = splat(top > 0 ? 127.0f / top : 0);
-        for (int i = 0; i < GROUP; i += LANES) {
+        for (int i = 0; i < group; i += LANES) {
             const vi rounded = round_(load(x + i) * inverse);
             store_s8(q + i, rounded);
             sums += rounded;
@@ -76,35 +77,37 @@ INLINE void multiply_f(const int rows, const float *a, long lda, const float *b,
     }
 }
 
-/* What is needed after this tile: so many lines of 64 bytes are fetched with each group. */
+/* What is needed after this tile: so many lines of 64 bytes are fetched with each part of a group. */
 typedef struct {
     const uint8_t *at;
     int lines;
 } soon;
 
 INLINE void multiply_q(const int rows, const int kind, const inputs *in, long row, const uint8_t *panel, int groups,
-                       soon next, vf acc[][ACROSS]) {
-    const long k = (long)groups * GROUP, first = row * groups;
+                       int parts, soon next, vf acc[][ACROSS]) {
+    const long k = (long)groups * parts * PART, first = row * groups;
     const int8_t *q = in->q + row * k;
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < ACROSS; j++) acc[r][j] = splat(0);
-    for (int g = 0; g < groups; g++, q += GROUP, panel += group_bytes(kind)) {
+    for (int g = 0; g < groups; g++) {
         const half *scales = (const half *)panel, *offsets = scales + PANEL;
-        const uint8_t *weights = panel + (kind == INT8 ? 64 : 128);
-        for (int i = 0; i < next.lines; i++, next.at += 64) __builtin_prefetch(next.at, 0, 2);
+        panel += head_bytes(kind);
         vi s[ROWS][ACROSS];
         for (int r = 0; r < rows; r++)
             for (int j = 0; j < ACROSS; j++) s[r][j] = splat_i(kind == INT8 ? in->bias[first + r * groups + g] : 0);
-        for (int step = 0; step < GROUP / 4; step++) {
-            vi w[ACROSS];
-            for (int j = 0; j < ACROSS; j++) {
-                const vi v = load_i(weights + (kind == INT4 ? step / 2 : step) * 4 * PANEL + j * 4 * LANES);
-                w[j] = kind != INT4 ? v : step % 2 ? upper(v) : lower(v);
-            }
-            for (int r = 0; r < rows; r++) {
-                int32_t x;
-                memcpy(&x, q + r * k + step * 4, 4);
-                for (int j = 0; j < ACROSS; j++) s[r][j] = dot4(s[r][j], w[j], x);
+        for (int part = 0; part < parts; part++, q += PART, panel += part_bytes(kind)) {
+            for (int i = 0; i < next.lines; i++, next.at += 64) __builtin_prefetch(next.at, 0, 2);
+            for (int step = 0; step < PART / 4; step++) {
+                vi w[ACROSS];
+                for (int j = 0; j < ACROSS; j++) {
+                    const vi v = load_i(panel + (kind == INT4 ? step / 2 : step) * 4 * PANEL + j * 4 * LANES);
+                    w[j] = kind != INT4 ? v : step % 2 ? upper(v) : lower(v);
+                }
+                for (int r = 0; r < rows; r++) {
+                    int32_t x;
+                    memcpy(&x, q + r * k + step * 4, 4);
+                    for (int j = 0; j < ACROSS; j++) s[r][j] = dot4(s[r][j], w[j], x);
+                }
             }
         }
         for (int j = 0; j < ACROSS; j++) {
@@ -121,11 +124,12 @@ INLINE void multiply_q(const int rows, const int kind, const inputs *in, long ro
 /* One panel's product with rows `row` ... `row + rows - 1`; the compiler makes one kernel for each number of rows. */
 INLINE void multiply_kind(const int rows, const matrix *m, const uint8_t *panel, int kind, const inputs *in, long row,
                           soon next, vf acc[][ACROSS]) {
+    const int groups = m->inputs / m->group;
     switch (kind) {
     case FP32: multiply_f(rows, in->f + row * m->inputs, m->inputs, (const float *)panel, PANEL, m->inputs, acc); break;
-    case INT8: multiply_q(rows, INT8, in, row, panel, m->inputs / GROUP, next, acc); break;
-    case INT4: multiply_q(rows, INT4, in, row, panel, m->inputs / GROUP, next, acc); break;
-    default: multiply_q(rows, WIDE4, in, row, panel, m->inputs / GROUP, next, acc);
+    case INT8: multiply_q(rows, INT8, in, row, panel, groups, m->group / PART, next, acc); break;
+    case INT4: multiply_q(rows, INT4, in, row, panel, groups, 1, next, acc); break;
+    default: multiply_q(rows, WIDE4, in, row, panel, groups, 1, next, acc);
     }
 }
 

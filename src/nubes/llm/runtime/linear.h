@@ -9,7 +9,7 @@ enum { CACHED = 1 << 20 }; /* bytes of inputs that stay in a core's cache while 
 
 /* Spread nibbles over bytes. */
 static void widen(const uint8_t *from, uint8_t *to, int groups) {
-    for (int g = 0; g < groups; g++, from += group_bytes(INT4), to += group_bytes(WIDE4)) {
+    for (int g = 0; g < groups; g++, from += group_bytes(INT4, PART), to += group_bytes(WIDE4, PART)) {
         memcpy(to, from, 128);
         for (int i = 0; i < 512; i += 4 * LANES) {
             const vi v = load_i(from + 128 + i);
@@ -47,15 +47,16 @@ static int panels(const matrix *m) { return (m->outputs + PANEL - 1) / PANEL; }
 
 /* What tile `i` of `tiles` fetches of the panel after this one. */
 INLINE soon ahead(const matrix *m, const uint8_t *panel, int i, int tiles) {
-    const int lines = (int)group_bytes(m->kind) / 64, each = (lines + tiles - 1) / tiles, done = i * each;
-    return (soon){panel + panel_bytes(m) + (long)done * 64 * (m->inputs / GROUP), done < lines ? each : 0};
+    const int parts = m->inputs / PART, lines = (int)((panel_bytes(m) / 64 + parts - 1) / parts), each = (lines + tiles - 1) / tiles, done = i * each;
+    return (soon){panel + panel_bytes(m) + (long)done * 64 * parts, done < lines ? each : 0};
 }
 
 /* Panels `begin` ... `end - 1`, panel by panel, each for all rows that the cache holds. `wide` has room for one panel
    as WIDE4. */
 static void linear(const matrix *m, const inputs *in, int rows, int begin, int end, int op, float *out, long stride,
                    uint8_t *wide) {
-    const int fit = CACHED / (m->inputs * (m->kind == FP32 ? 4 : 1)), most = fit > ROWS ? fit : ROWS;
+    const int row_bytes = m->inputs * (m->kind == FP32 ? 4 : 1) + (end - begin) * PANEL * (op == GATED ? 2 : 4);
+    const int fit = CACHED / row_bytes, most = fit > ROWS ? fit : ROWS;
     const int chunks = (rows + most - 1) / most;
     for (int c = 0; c < chunks; c++) {
         const int start = (int)((long)rows * c / chunks), count = (int)((long)rows * (c + 1) / chunks) - start;
@@ -63,7 +64,7 @@ static void linear(const matrix *m, const inputs *in, int rows, int begin, int e
         for (int p = begin; p < end; p++) {
             const uint8_t *panel = m->data + p * panel_bytes(m);
             const int spread = m->kind == INT4 && tiles > 1;
-            if (spread) widen(panel, wide, m->inputs / GROUP);
+            if (spread) widen(panel, wide, m->inputs / PART);
             for (int i = 0; i < tiles; i++) {
                 const int row = start + count * i / tiles, n = start + count * (i + 1) / tiles - row;
                 const soon next = p + 1 < end ? ahead(m, panel, i, tiles) : (soon){NULL, 0};

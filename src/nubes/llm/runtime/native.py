@@ -187,7 +187,7 @@ def declare(extension: ctypes.CDLL) -> ctypes.CDLL:
     extension.nubes_run.argtypes, extension.nubes_run.restype = (_P, _P), ctypes.c_int
     extension.nubes_vectors.argtypes, extension.nubes_vectors.restype = (), ctypes.c_char_p
     c_int = ctypes.c_int
-    extension.nubes_pack.argtypes = (c_int, _P, c_int, c_int, c_int, c_int, _P, c_int)
+    extension.nubes_pack.argtypes = (c_int, _P, c_int, c_int, c_int, c_int, c_int, _P, c_int)
     extension.nubes_pack.restype = c_int
     extension.nubes_measure.argtypes = (c_int, c_int, _P, ctypes.c_long)
     extension.nubes_measure.restype = ctypes.c_double

@@ -2,7 +2,7 @@
 #include "runtime.h"
 
 enum { FROM_F32, FROM_Q4_1, FROM_Q8_0 };
-enum { RUN = PANEL / 2 };
+enum { RUN = PANEL / 2, MOST = 96 /* inputs of a group */ };
 enum { Q4_1_BYTES = 20, Q8_0_BYTES = 34 };
 
 INLINE float half_at(const uint8_t *p) {
@@ -11,11 +11,11 @@ INLINE float half_at(const uint8_t *p) {
     return (float)h;
 }
 
-/* 32 weights of row `row`. */
-INLINE void read_group(int from, const void *source, long row, int inputs, int g, float *to) {
-    const long at = row * (inputs / GROUP) + g;
+/* The g-th 32 weights of row `row`. */
+INLINE void read_part(int from, const void *source, long row, int inputs, int g, float *to) {
+    const long at = row * (inputs / PART) + g;
     if (from == FROM_F32) {
-        memcpy(to, (const float *)source + at * GROUP, 4 * GROUP);
+        memcpy(to, (const float *)source + at * PART, 4 * PART);
     } else if (from == FROM_Q4_1) {
         const uint8_t *p = (const uint8_t *)source + at * Q4_1_BYTES;
         const float d = half_at(p), m = half_at(p + 2);
@@ -26,36 +26,36 @@ INLINE void read_group(int from, const void *source, long row, int inputs, int g
     } else {
         const uint8_t *p = (const uint8_t *)source + at * Q8_0_BYTES;
         const float d = half_at(p);
-        for (int i = 0; i < GROUP; i++) to[i] = d * (float)((const int8_t *)p)[2 + i];
+        for (int i = 0; i < PART; i++) to[i] = d * (float)((const int8_t *)p)[2 + i];
     }
 }
 
-INLINE void pack_int8(int from, const void *source, long row, int inputs, int g, uint8_t *group, int lane) {
-    uint8_t bytes[GROUP];
+INLINE void pack_int8(int from, const void *source, long row, int inputs, int g, uint8_t *group, int lane, int size) {
+    uint8_t bytes[MOST];
     half scale;
-    if (from == FROM_Q8_0) { /* the same thing already */
-        const uint8_t *p = (const uint8_t *)source + (row * (inputs / GROUP) + g) * Q8_0_BYTES;
+    if (from == FROM_Q8_0 && size == PART) { /* the same thing already */
+        const uint8_t *p = (const uint8_t *)source + (row * (inputs / PART) + g) * Q8_0_BYTES;
         memcpy(&scale, p, 2);
-        for (int i = 0; i < GROUP; i++) bytes[i] = p[2 + i] ^ 128;
+        for (int i = 0; i < PART; i++) bytes[i] = p[2 + i] ^ 128;
     } else {
-        float w[GROUP];
-        read_group(from, source, row, inputs, g, w);
+        float w[MOST];
+        for (int i = 0; i < size; i += PART) read_part(from, source, row, inputs, (g * size + i) / PART, w + i);
         vf most = splat(0);
-        for (int i = 0; i < GROUP; i += LANES) most = max_(most, abs_(load(w + i)));
+        for (int i = 0; i < size; i += LANES) most = max_(most, abs_(load(w + i)));
         scale = (half)(top_(most) / 127.0f);
         const vf inverse = splat((float)scale > 0 ? 1.0f / (float)scale : 0);
-        for (int i = 0; i < GROUP; i += LANES) store_s8((int8_t *)bytes + i, round_(load(w + i) * inverse));
-        for (int i = 0; i < GROUP; i++) bytes[i] ^= 128;
+        for (int i = 0; i < size; i += LANES) store_s8((int8_t *)bytes + i, round_(load(w + i) * inverse));
+        for (int i = 0; i < size; i++) bytes[i] ^= 128;
     }
     ((half *)group)[lane] = scale;
-    for (int i = 0; i < 8; i++) memcpy(group + 64 + i * 128 + lane * 4, bytes + i * 4, 4);
+    for (int i = 0; i < size / 4; i++) memcpy(group + 64 + i * 128 + lane * 4, bytes + i * 4, 4);
 }
 
 INLINE void pack_int4(int from, const void *source, long row, int inputs, int g, uint8_t *group, int lane) {
-    uint8_t nibbles[GROUP];
+    uint8_t nibbles[PART];
     half scale, offset;
     if (from == FROM_Q4_1) { /* the same thing already */
-        const uint8_t *p = (const uint8_t *)source + (row * (inputs / GROUP) + g) * Q4_1_BYTES;
+        const uint8_t *p = (const uint8_t *)source + (row * (inputs / PART) + g) * Q4_1_BYTES;
         memcpy(&scale, p, 2);
         memcpy(&offset, p + 2, 2);
         for (int i = 0; i < 16; i++) {
@@ -63,17 +63,17 @@ INLINE void pack_int4(int from, const void *source, long row, int inputs, int g,
             nibbles[i + 16] = p[4 + i] >> 4;
         }
     } else {
-        float w[GROUP], least, most;
-        read_group(from, source, row, inputs, g, w);
+        float w[PART], least, most;
+        read_part(from, source, row, inputs, g, w);
         least = most = w[0];
-        for (int i = 1; i < GROUP; i++) {
+        for (int i = 1; i < PART; i++) {
             least = w[i] < least ? w[i] : least;
             most = w[i] > most ? w[i] : most;
         }
         scale = (half)((most - least) / 15.0f);
         offset = (half)least;
         const float inverse = (float)scale > 0 ? 1.0f / (float)scale : 0;
-        for (int i = 0; i < GROUP; i++) {
+        for (int i = 0; i < PART; i++) {
             const float x = (w[i] - (float)offset) * inverse + 0.5f;
             nibbles[i] = x >= 15 ? 15 : x >= 0 ? (uint8_t)x : 0;
         }
@@ -86,24 +86,25 @@ INLINE void pack_int4(int from, const void *source, long row, int inputs, int g,
 }
 
 /* Rows of `source` become columns of `packed`: sixteen from `column` on, the next sixteen `step` further, and so on.
-   What is packed must be zero before. Returns -1 for a kind that is not known. */
-int nubes_pack(int kind, uint8_t *packed, int inputs, int column, int step, int source_kind, const void *source,
-               int rows) {
-    const matrix m = {kind, 0, inputs, 0, packed};
+   What is packed must be zero before. Returns -1 for a kind or a group that is not known. */
+int nubes_pack(int kind, uint8_t *packed, int inputs, int size, int column, int step, int source_kind,
+               const void *source, int rows) {
+    const matrix m = {kind, 0, inputs, size, packed};
     if (kind < FP32 || kind > INT4 || source_kind < FROM_F32 || source_kind > FROM_Q8_0) return -1;
+    if (size % PART || inputs % size || size > (kind == INT8 ? MOST : PART)) return -1;
     for (int row = 0; row < rows; row++) {
         const int at = column + row / RUN * step + row % RUN, lane = at % PANEL;
         uint8_t *group = packed + at / PANEL * panel_bytes(&m);
-        for (int g = 0; g < inputs / GROUP; g++, group += group_bytes(kind)) {
+        for (int g = 0; g < inputs / size; g++, group += group_bytes(kind, size)) {
             if (kind == INT8) {
-                if (source_kind == FROM_Q4_1) pack_int8(FROM_Q4_1, source, row, inputs, g, group, lane);
-                else pack_int8(source_kind, source, row, inputs, g, group, lane);
+                if (source_kind == FROM_Q4_1) pack_int8(FROM_Q4_1, source, row, inputs, g, group, lane, size);
+                else pack_int8(source_kind, source, row, inputs, g, group, lane, size);
             } else if (kind == INT4) {
                 pack_int4(source_kind, source, row, inputs, g, group, lane);
             } else {
-                float w[GROUP];
-                read_group(source_kind, source, row, inputs, g, w);
-                for (int i = 0; i < GROUP; i++) ((float *)group)[i * PANEL + lane] = w[i];
+                float w[PART];
+                read_part(source_kind, source, row, inputs, g, w);
+                for (int i = 0; i < PART; i++) ((float *)group)[i * PANEL + lane] = w[i];
             }
         }
     }

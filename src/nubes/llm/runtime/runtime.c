@@ -31,9 +31,9 @@ static void *take(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 6
 static int make_inputs(inputs *in, long values) {
     in->f = take((size_t)values * 4);
     in->q = take((size_t)values);
-    in->scale = take((size_t)values / GROUP * 4);
-    in->low = take((size_t)values / GROUP * 4);
-    in->bias = take((size_t)values / GROUP * 4);
+    in->scale = take((size_t)values / PART * 4);
+    in->low = take((size_t)values / PART * 4);
+    in->bias = take((size_t)values / PART * 4);
     return in->f && in->q && in->scale && in->low && in->bias;
 }
 
@@ -84,19 +84,20 @@ static void whole(engine *e, int t, const matrix *m, const inputs *in, int rows,
     share(e, t, m, in, rows, op, out, stride, 0, panels(m));
 }
 
-static void to_bytes(const inputs *in, long row, int k) {
-    const long g = row * (k / GROUP);
-    quantise(in->f + row * k, k, in->q + row * k, in->scale + g, in->low + g, in->bias + g);
+/* Columns `at` ... `at + count - 1` of a row that goes into `m`. */
+INLINE void to_bytes(const inputs *in, const matrix *m, const float *x, long row, int at, int count) {
+    const long to = row * m->inputs + at, g = to / m->group;
+    quantise(x, count, m->group, in->q + to, in->scale + g, in->low + g, in->bias + g);
 }
 
-static void norm(const engine *e, const float *x, const float *weight, long row, int bytes) {
+static void norm(const engine *e, const float *x, const float *weight, long row, const matrix *m) {
     const int k = e->m.hidden;
     float *to = e->a.f + row * k;
     vf square = splat(0);
     for (int i = 0; i < k; i += LANES) square = fma_(load(x + i), load(x + i), square);
     const vf scale = splat(1.0f / sqrtf(sum_(square) / (float)k + e->m.eps));
     for (int i = 0; i < k; i += LANES) store(to + i, load(x + i) * scale * load(weight + i));
-    if (bytes) to_bytes(&e->a, row, k);
+    if (m->kind != FP32) to_bytes(&e->a, m, to, row, 0, k);
 }
 
 static void embed(const matrix *m, int32_t token, float *x) {
@@ -107,8 +108,8 @@ static void embed(const matrix *m, int32_t token, float *x) {
             x[i] = ((const float *)p)[(long)i * PANEL + lane];
             continue;
         }
-        const uint8_t *group = p + i / GROUP * group_bytes(m->kind);
-        const int step = i % GROUP / 4, in = lane * 4 + i % 4;
+        const uint8_t *group = p + i / m->group * group_bytes(m->kind, m->group);
+        const int step = i % m->group / 4, in = lane * 4 + i % 4;
         const float scale = (float)((const half *)group)[lane];
         if (m->kind == INT8) x[i] = scale * (float)(group[64 + step * 128 + in] - 128);
         else {
@@ -158,7 +159,7 @@ static void place(const engine *e, const batch *b, int layer, int row) {
 }
 
 /* Attention of a tile of rows and one KV head. */
-static void look(engine *e, const batch *b, int t, int layer, tile w, int kv_head, int bytes) {
+static void look(engine *e, const batch *b, int t, int layer, tile w, int kv_head, const matrix *out) {
     const model *m = &e->m;
     attention_scratch *s = e->attention + t;
     const int dim = m->head_dim, group = m->heads / m->kv_heads, width = m->heads * dim;
@@ -180,9 +181,10 @@ static void look(engine *e, const batch *b, int t, int layer, tile w, int kv_hea
         if (m->half_kv) attend(s, n, views, blocks, keys, values, block_bytes(m), m->block_size, dim, 1);
         else attend(s, n, views, blocks, keys, values, block_bytes(m), m->block_size, dim, 0);
         for (int i = 0; i < n; i++) {
-            const long at = (long)(w.first + i / heads) * width + (head + i % heads) * dim, g = at / GROUP;
-            if (bytes) quantise(s->o + i * dim, dim, e->a.q + at, e->a.scale + g, e->a.low + g, e->a.bias + g);
-            if (!bytes || b->lora) memcpy(e->a.f + at, s->o + i * dim, sizeof(float) * (size_t)dim);
+            const int row = w.first + i / heads, at = (head + i % heads) * dim;
+            if (out->kind != FP32) to_bytes(&e->a, out, s->o + i * dim, row, at, dim);
+            if (out->kind == FP32 || b->lora)
+                memcpy(e->a.f + (long)row * width + at, s->o + i * dim, sizeof(float) * (size_t)dim);
         }
     }
 }
@@ -192,14 +194,13 @@ static void one_layer(engine *e, const batch *b, int t, int layer) {
     const matrix *w = m->matrices + layer * PER_LAYER;
     const int rows = b->rows, begin = b->lora ? b->lora->bounds[t] : (int)((long)rows * t / m->threads),
               end = b->lora ? b->lora->bounds[t + 1] : (int)((long)rows * (t + 1) / m->threads);
-    const int bytes = w->kind != FP32, hidden = m->hidden;
-    const int qkv = (m->heads + 2 * m->kv_heads) * m->head_dim;
+    const int hidden = m->hidden, qkv = (m->heads + 2 * m->kv_heads) * m->head_dim;
     const float *norms = m->norms + (long)layer * 2 * hidden;
     for (int r = begin; r < end; r++) {
         if (b->keep)
             memcpy(b->keep + ((long)layer * rows + r) * hidden, b->x + (long)r * hidden,
                    sizeof(float) * (size_t)hidden);
-        norm(e, b->x + (long)r * hidden, norms, r, bytes);
+        norm(e, b->x + (long)r * hidden, norms, r, w + QKV);
     }
     if (b->lora) lora_shrink(b->lora, layer, Q, 3, e->a.f, hidden, begin, end);
     pool_barrier(e->threads);
@@ -213,18 +214,18 @@ static void one_layer(engine *e, const batch *b, int t, int layer) {
     if (b->project) return;
     for (int i; (i = atomic_fetch_add(&e->next, 1)) < e->tile_count * m->kv_heads;)
         look(e, b, t, layer, e->tiles[e->tile_count - 1 - i / m->kv_heads], i % m->kv_heads,
-             bytes); /* long ones first */
+             w + OUT); /* long ones first */
     pool_barrier(e->threads);
     if (b->lora) lora_shrink(b->lora, layer, O, 1, e->a.f, m->heads * m->head_dim, begin, end);
     whole(e, t, w + OUT, &e->a, rows, ADD, b->x, hidden);
     pool_barrier(e->threads);
     if (b->lora) lora_expand(b->lora, layer, O, 1, begin, end, 0, hidden, b->x, hidden);
-    for (int r = begin; r < end; r++) norm(e, b->x + (long)r * hidden, norms + hidden, r, bytes);
+    for (int r = begin; r < end; r++) norm(e, b->x + (long)r * hidden, norms + hidden, r, w + GATE_UP);
     pool_barrier(e->threads);
     whole(e, t, w + GATE_UP, &e->a, rows, GATED, e->b.f, m->ffn);
     pool_barrier(e->threads);
-    if (bytes) {
-        for (int r = begin; r < end; r++) to_bytes(&e->b, r, m->ffn);
+    if (w[DOWN].kind != FP32) {
+        for (int r = begin; r < end; r++) to_bytes(&e->b, w + DOWN, e->b.f + (long)r * m->ffn, r, 0, m->ffn);
         pool_barrier(e->threads);
     }
     whole(e, t, w + DOWN, &e->b, rows, ADD, b->x, hidden);
@@ -244,7 +245,7 @@ static void run(void *argument, int t) {
     for (int layer = b->first; layer < b->last; layer++) one_layer(e, b, t, layer);
     if (!b->wanted) return;
     for (int i = b->wanted * t / m->threads; i < b->wanted * (t + 1) / m->threads; i++)
-        norm(e, b->x + (long)b->outputs[i] * m->hidden, m->norms + 2L * m->layers * m->hidden, i, head->kind != FP32);
+        norm(e, b->x + (long)b->outputs[i] * m->hidden, m->norms + 2L * m->layers * m->hidden, i, head);
     pool_barrier(e->threads);
     whole(e, t, head, &e->a, b->wanted, PUT, b->logits, m->vocab);
 }
@@ -265,7 +266,7 @@ engine *nubes_open(const model *m) {
     if (!e) return NULL;
     e->m = *m;
     const int widest = m->hidden > m->ffn ? m->hidden : m->ffn, heads = m->heads * m->head_dim;
-    e->wide_bytes = (widest > heads ? widest : heads) / GROUP * group_bytes(WIDE4);
+    e->wide_bytes = (widest > heads ? widest : heads) / PART * group_bytes(WIDE4, PART);
     e->wide = take((size_t)(e->wide_bytes * m->threads));
     e->attention = take(sizeof *e->attention * (size_t)m->threads);
     e->threads = pool_open(m->threads);

@@ -38,8 +38,8 @@ void nubes_close(engine *e);
 /* 0, or -1: out of memory or threads. */
 int nubes_run(engine *e, const batch *b);
 const char *nubes_vectors(void);
-int nubes_pack(int kind, uint8_t *packed, int inputs, int column, int step, int source_kind, const void *source,
-               int rows);
+int nubes_pack(int kind, uint8_t *packed, int inputs, int size, int column, int step, int source_kind,
+               const void *source, int rows);
 /* Best of some runs: bytes (what = 0), float32 operations (1) or byte operations (2) per second. */
 double nubes_measure(int what, int threads, const uint8_t *memory, long bytes);
 

@@ -23,7 +23,8 @@ FP32, INT8, INT4 = range(3)  # kinds of panels, as in kernels.h
 _KINDS = {"fp32": FP32, "int8": INT8, "int4": INT4}
 _SOURCES = {"F32": 0, "Q4_1": 1, "Q8_0": 2}  # as in pack.c
 _PANEL = 32
-_GROUP_BYTES = (32 * 32 * 4, 64 + 1024, 128 + 512)
+_HEAD_BYTES, _PART_BYTES = (0, 64, 128), (4096, 1024, 512)  # of a group, and of each 32 inputs in it
+_GROUPS = (96, 64, 32)  # of int8: the larger the faster, but from 128 on perplexity shows it
 
 
 class Matrix(ctypes.Structure):
@@ -33,7 +34,7 @@ class Matrix(ctypes.Structure):
         ("kind", ctypes.c_int32),
         ("outputs", ctypes.c_int32),
         ("inputs", ctypes.c_int32),
-        ("unused", ctypes.c_int32),
+        ("group", ctypes.c_int32),
         ("data", ctypes.c_void_p),
     )
 
@@ -63,10 +64,12 @@ class _Plan:
     outputs: int
     inputs: int
     sources: tuple[_Source, ...]
+    group: int = 32  # inputs that share a scale
 
     @property
     def bytes(self) -> int:
-        return -(-self.outputs // _PANEL) * (self.inputs // 32) * _GROUP_BYTES[self.kind]
+        group_bytes = _HEAD_BYTES[self.kind] + self.group // 32 * _PART_BYTES[self.kind]
+        return -(-self.outputs // _PANEL) * (self.inputs // self.group) * group_bytes
 
 
 def check(shape: Shape) -> None:
@@ -99,6 +102,7 @@ def pack(library: ctypes.CDLL, checkpoint: Checkpoint, format: Format, threads: 
             plan.kind,
             base + offset,
             plan.inputs,
+            plan.group,
             source.column,
             source.step,
             _SOURCES[kind],
@@ -112,7 +116,7 @@ def pack(library: ctypes.CDLL, checkpoint: Checkpoint, format: Format, threads: 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(one, jobs))
     matrices = [
-        Matrix(plan.kind, plan.outputs, plan.inputs, 0, base + int(offset))
+        Matrix(plan.kind, plan.outputs, plan.inputs, plan.group, base + int(offset))
         for plan, offset in zip(plans, offsets[:-1], strict=True)
     ]
     if shape.tied:
@@ -120,9 +124,15 @@ def pack(library: ctypes.CDLL, checkpoint: Checkpoint, format: Format, threads: 
     return Weights((Matrix * len(matrices))(*matrices), packed, _norms(checkpoint))
 
 
+def _group(kind: int, size: int) -> int:
+    """The largest group that divides `size`."""
+    return next(group for group in _GROUPS if size % group == 0) if kind == INT8 else 32
+
+
 def _plans(checkpoint: Checkpoint, kind: int) -> Iterator[_Plan]:
     s = checkpoint.shape
     q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    hidden, head, ffn = (_group(kind, size) for size in (s.hidden, s.head_dim, s.ffn))
     for i in range(s.layers):
         attention, mlp = f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
         yield _Plan(
@@ -134,11 +144,12 @@ def _plans(checkpoint: Checkpoint, kind: int) -> Iterator[_Plan]:
                 _Source(f"{attention}k_proj.weight", kv, q),
                 _Source(f"{attention}v_proj.weight", kv, q + kv),
             ),
+            hidden,
         )
-        yield _Plan(kind, s.hidden, q, (_Source(f"{attention}o_proj.weight", s.hidden),))
+        yield _Plan(kind, s.hidden, q, (_Source(f"{attention}o_proj.weight", s.hidden),), head)
         halves = (_Source(f"{mlp}gate_proj.weight", s.ffn, 0, 32), _Source(f"{mlp}up_proj.weight", s.ffn, 16, 32))
-        yield _Plan(kind, 2 * s.ffn, s.hidden, halves)
-        yield _Plan(kind, s.hidden, s.ffn, (_Source(f"{mlp}down_proj.weight", s.hidden),))
+        yield _Plan(kind, 2 * s.ffn, s.hidden, halves, hidden)
+        yield _Plan(kind, s.hidden, s.ffn, (_Source(f"{mlp}down_proj.weight", s.hidden),), ffn)
     outer = INT8 if kind == INT4 else kind  # few bits hurt most in the embedding and the head
     yield _Plan(outer, s.vocab, s.hidden, (_Source("model.embed_tokens.weight", s.vocab),))
     if not s.tied:
