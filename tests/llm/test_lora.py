@@ -202,3 +202,19 @@ def test_segments_that_reach_outside_are_refused() -> None:
         of([0], [1]).check(3, count - 1)
     with pytest.raises(UsageError):
         Placed(adapter, range(count + 1), 2048)
+
+
+def test_threads_share_the_ranks_of_the_rows() -> None:
+    from nubes.llm.runtime.adapted import shares
+
+    def placed(rank: int) -> Placed:
+        adapter = random_adapter("a", SHAPE, rank)
+        return Placed(adapter, range(adapter.blocks(4096)), 4096)
+
+    of = segments([placed(8), placed(64), placed(64)], [4, 2, 2])
+    assert of is not None
+    assert shares(of, 8, 2).tolist() == [0, 6, 8]  # 184 and 136 of 320; after five rows it would be 116 and 204
+    for threads in (1, 2, 3, 16):
+        bounds = shares(of, 8, threads)
+        assert (bounds[0], bounds[-1], len(bounds)) == (0, 8, threads + 1)
+        assert (bounds[1:] >= bounds[:-1]).all()

@@ -13,7 +13,7 @@ import pytest
 
 from nubes.kernel.errors import NotFound, UsageError
 from nubes.llm.engine import LocalEngine
-from nubes.llm.errors import BrokenModel
+from nubes.llm.errors import BrokenModel, ContextTooLong
 from nubes.llm.lora.adapter import Adapter, random_adapter
 from nubes.llm.lora.peft import load_adapter
 from nubes.llm.spec import Request, Sampling
@@ -149,7 +149,7 @@ def test_an_adapter_larger_than_the_memory_is_refused() -> None:
     async def run() -> None:
         engine = opened(model(5), blocks=4)
         engine.store.add(random_adapter("a", SHAPE, 64, 1))
-        with pytest.raises(AssertionError, match="do not fit"):
+        with pytest.raises(ContextTooLong):
             await answer(engine, [1, 2, 3], 5, "a")
         assert len(await answer(engine, [1, 2, 3], 5)) == 5
         engine.close()

@@ -122,20 +122,19 @@ void lora_expand(const lora *l, int layer, int first, int count, int begin, int 
 /* One product by itself: y += scale * x A^T B^T for every segment. */
 typedef struct {
     const lora *l;
-    pool *threads;
-    int layer, matrix, k, count, rows;
+    int layer, matrix, k;
     const float *x;
     float *y;
 } product;
 
 static void one_product(void *argument, int t) {
     const product *p = argument;
-    const int columns = p->l->outputs[p->matrix], begin = p->rows * t / p->count, end = p->rows * (t + 1) / p->count;
+    const int columns = p->l->outputs[p->matrix], begin = p->l->bounds[t], end = p->l->bounds[t + 1];
     lora_shrink(p->l, p->layer, p->matrix, 1, p->x, p->k, begin, end);
     lora_expand(p->l, p->layer, p->matrix, 1, begin, end, 0, columns, p->y, columns);
 }
 
-int nubes_lora(pool *threads, int count, const lora *l, int layer, int matrix, int k, int rows, const float *x, float *y) {
-    product p = {l, threads, layer, matrix, k, count, rows, x, y};
+int nubes_lora(pool *threads, const lora *l, int layer, int matrix, int k, const float *x, float *y) {
+    product p = {l, layer, matrix, k, x, y};
     return pool_run(threads, one_product, &p);
 }

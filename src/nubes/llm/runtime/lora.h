@@ -23,6 +23,7 @@ typedef struct {
     const segment *segment;
     const char *pool;
     float *inner; /* [rows][width]: width is at least three times the largest rank */
+    const int32_t *bounds; /* [threads + 1]: rows bounds[t] ... bounds[t + 1] - 1 are thread t's, each about as much work */
 } lora;
 
 /* inner = x A^T for rows `begin` ... `end - 1` and matrices `first` ... `first + count - 1`. `x` is [rows][k]. */

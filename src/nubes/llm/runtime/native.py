@@ -67,6 +67,7 @@ class NativeRuntime:
             raise UsageError("Blocks have a multiple of 16 slots, and there is at least one thread.")
         self.shape = s = checkpoint.shape
         self.blocks, self.block_size = blocks, block_size
+        self.threads = threads
         self._library = declare(library(plain))
         self._weights = pack(self._library, checkpoint, format, threads)
         self._rope = angles(s)
@@ -158,7 +159,9 @@ class NativeRuntime:
             extra=None if rows.extra is None else rows.extra.ctypes.data,
         )
         if rows.lora is not None:
-            self._lora = adapted(self.shape, self.kv, rows.lora, len(rows))  # lives for as long as the step
+            self._lora = adapted(
+                self.shape, self.kv, rows.lora, len(rows), self.threads
+            )  # lives for as long as the step
             batch.lora = ctypes.addressof(self._lora)
         return batch
 

@@ -192,8 +192,8 @@ static void look(engine *e, const batch *b, int t, int layer, tile w, int kv_hea
 static void one_layer(engine *e, const batch *b, int t, int layer) {
     const model *m = &e->m;
     const matrix *w = m->matrices + layer * PER_LAYER;
-    const int rows = b->rows, begin = (int)((long)rows * t / m->threads),
-              end = (int)((long)rows * (t + 1) / m->threads);
+    const int rows = b->rows, begin = b->lora ? b->lora->bounds[t] : (int)((long)rows * t / m->threads),
+              end = b->lora ? b->lora->bounds[t + 1] : (int)((long)rows * (t + 1) / m->threads);
     const int hidden = m->hidden, qkv = (m->heads + 2 * m->kv_heads) * m->head_dim;
     const float *norms = m->norms + (long)layer * 2 * hidden;
     for (int r = begin; r < end; r++) {
