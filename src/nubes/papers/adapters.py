@@ -108,7 +108,9 @@ class Merging:
                 at = 0 if target == "o_proj" else column
                 matrix = runtime._weights.matrices[i * per_layer + (target == "o_proj")]
                 data = np.ascontiguousarray(weights, np.float32)
-                runtime._library.nubes_pack(matrix.kind, matrix.data, inputs, at, 16, 0, data.ctypes.data, outputs)
+                runtime._library.nubes_pack(
+                    matrix.kind, matrix.data, inputs, matrix.group, at, 16, 0, data.ctypes.data, outputs
+                )
                 column += outputs
         self.merged = adapter.name if adapter is not None else ""
         self.swaps += 1
