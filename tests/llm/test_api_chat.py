@@ -24,27 +24,9 @@ def there() -> Iterator[tuple[str, FakeEngine, FakeEngine]]:
 
 
 @pytest.fixture
-def engine(there: Any) -> FakeEngine:
-    there[1].reset()
-    return there[1]
-
-
-@pytest.fixture
 def bare(there: Any) -> FakeEngine:
     there[2].reset()
     return there[2]
-
-
-@pytest.fixture(scope="module")
-def client(there: Any) -> Iterator[Any]:
-    with openai.OpenAI(base_url=there[0] + "/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def http(there: Any) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=there[0]) as client:
-        yield client
 
 
 def test_an_answer_and_what_it_cost(client: Any, engine: FakeEngine) -> None:

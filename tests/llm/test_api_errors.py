@@ -32,24 +32,6 @@ def there() -> Iterator[tuple[str, FakeEngine]]:
         yield url, engine
 
 
-@pytest.fixture
-def engine(there: Any) -> FakeEngine:
-    there[1].reset()
-    return there[1]
-
-
-@pytest.fixture(scope="module")
-def client(there: Any) -> Iterator[Any]:
-    with openai.OpenAI(base_url=there[0] + "/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def http(there: Any) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=there[0], timeout=20) as client:
-        yield client
-
-
 def within(seconds: float, check: Any) -> bool:
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -25,24 +25,6 @@ def there() -> Iterator[tuple[str, FakeEngine]]:
         yield url, engine
 
 
-@pytest.fixture
-def engine(there: Any) -> FakeEngine:
-    there[1].reset()
-    return there[1]
-
-
-@pytest.fixture(scope="module")
-def client(there: Any) -> Iterator[Any]:
-    with openai.OpenAI(base_url=there[0] + "/v1", api_key="a", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def http(there: Any) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=there[0], headers={"x-api-key": "a"}) as client:
-        yield client
-
-
 def prompt(engine: FakeEngine) -> list[str]:
     return bytes(engine.requests[-1].prompt).decode().splitlines()
 

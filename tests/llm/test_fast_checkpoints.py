@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nubes.llm.checkpoint.fast import INDEX, index_of, save, sizes_of
+from nubes.llm.checkpoint import load
+from nubes.llm.checkpoint.fast import ABOUT, INDEX, convert, index_of, save, sizes_of
 from nubes.llm.checkpoint.pool import Pool
 from nubes.llm.errors import BrokenModel
+from tests.llm.checkpoint_files import gguf, gguf_tensors, header
 
 
 def tensors(seed: int = 0, scale: int = 1) -> dict[str, np.ndarray]:
@@ -89,3 +91,17 @@ def test_damage_is_told(tmp_path: Path) -> None:
     (tmp_path / "m" / INDEX).unlink()
     with pytest.raises(BrokenModel):
         index_of(tmp_path / "m")
+
+
+def test_a_converted_model_is_opened_like_any_other(tmp_path: Path) -> None:
+    gguf(tmp_path / "given.gguf", header(), gguf_tensors())
+    given = load(tmp_path / "given.gguf")
+    convert(given, tmp_path / "fast")
+    made = load(tmp_path / "fast")
+    assert made.shape == given.shape
+    for name in given.names:
+        np.testing.assert_array_equal(made.tensor(name), given.tensor(name))
+    assert made.tokens.encode("hello") == given.tokens.encode("hello")
+    (tmp_path / "fast" / ABOUT).write_text("{}")
+    with pytest.raises(BrokenModel, match="Convert the model again"):
+        load(tmp_path / "fast")

@@ -1,4 +1,4 @@
-"""`nubes chat` and `nubes llm serve`: an LLM in this terminal, or behind a port."""
+"""`nubes chat`, `nubes llm serve` and `nubes llm convert`: an LLM in this terminal, behind a port, in another file."""
 
 from __future__ import annotations
 
@@ -81,6 +81,19 @@ def _named(text: str) -> tuple[str, str]:
 
 
 @group.command()
+def convert(
+    model: Model,
+    folder: Annotated[Path, typer.Argument(help="Where the converted model goes; its name from then on.")],
+) -> None:
+    """Write a model in the format that loads as fast as the disk reads, in fp32."""
+    from nubes.llm.checkpoint import load
+    from nubes.llm.checkpoint.fast import convert as write
+
+    written = write(load(model), folder)
+    print(f"{written / 1e6:,.0f} MB in {folder}. Next: `nubes chat {folder}`.")
+
+
+@group.command()
 def serve(
     model: Model = "smollm2-135m",
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
@@ -110,7 +123,7 @@ def serve(
     engine = open_engine(
         model, format=format, kv_memory=kv_memory, threads=threads or None, batching=batching or None,
         ordering=ordering or None, preemption=preemption or None, retention=retention or None, max_waiting=max_waiting,
-        speculation=speculation or None,         adapters=dict(_named(text) for text in adapter),
+        speculation=speculation or None, adapters=dict(_named(text) for text in adapter),
     )  # fmt: skip
     if record is not None:
         from nubes.llm.recording import record as begin

@@ -48,13 +48,15 @@ class Models:
 
     def find(self, body: bytes) -> Target:
         """The LLM that a body names; the only one if it names none. Raises `Problem`."""
-        there = self.there()
         given = parse(body)
-        name = given.get("model", "") if isinstance(given, dict) else ""
-        if not name and len(there) == 1:
-            return next(iter(there.values()))
-        base = str(name).partition(":")[0]
-        found = there.get(str(name)) or there.get(base)
+        name = str(given.get("model", "")) if isinstance(given, dict) else ""
+        there = self.there()
+        return next(iter(there.values())) if not name and len(there) == 1 else self.named(name)
+
+    def named(self, name: str) -> Target:
+        """The LLM of that name, or the one whose adapter it is: `llm:adapter`. Raises `Problem`."""
+        there = self.there()
+        found = there.get(name) or there.get(name.partition(":")[0])
         if found is None:
             names = ", ".join(sorted(there)) or "none yet; deploy an app with app.llm(...)"
             what = f"There is no model {name!r}." if name else "'model' is missing."
@@ -74,12 +76,7 @@ class Models:
 
     async def _one(self, request: Request) -> Response:
         name = request.path_params["name"]
-        there = self.there()
-        if name not in there:
-            names = ", ".join(sorted(there)) or "none"
-            raise Problem(
-                404, f"There is no model {name!r}. There are: {names}.", param="model", code="model_not_found"
-            )
+        self.named(name)
         return JSONResponse(self._described(name))
 
 

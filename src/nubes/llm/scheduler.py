@@ -167,6 +167,7 @@ class Scheduler:
         sequence.memo = None
         sequence.state = PREFILL
         state.prefilling[sequence.id] = sequence
+        self.ordering.admitted(sequence, self.now)
         return True
 
     def _chunk(self, step: Step, sequence: Sequence, rows: int) -> None:

@@ -71,6 +71,9 @@ class Ordering(Policy):
         """Waiting requests to refuse now, with an error that says so."""
         return []
 
+    def admitted(self, sequence: Sequence, now: float) -> None:
+        """A request waits no longer; again if it had given way."""
+
     def finished(self, sequence: Sequence, now: float) -> None:
         """A request ended."""
 

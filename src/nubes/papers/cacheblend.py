@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nubes.llm.policies.cacheblend import PAPER, CacheBlend
 from nubes.papers import Claim, Context, Result, above, at_least, at_most, between, reproduction
+from nubes.papers.generating import MODEL, missing
 from nubes.papers.serving import capacity, requests
 
 if TYPE_CHECKING:
@@ -180,17 +181,15 @@ def rates(
 def live(ctx: Context) -> Iterator[Result]:
     import numpy as np
 
-    from nubes.kernel.errors import NubesError
     from nubes.llm.cache.texts import TextStore
     from nubes.llm.checkpoint import load
     from nubes.llm.runtime.native import NativeRuntime
 
-    try:
-        checkpoint = load("smollm2-135m")
-    except NubesError as error:
-        for claim in LIVE:
-            yield ctx.unmeasured(claim, str(error), "live")
+    why = missing()
+    if why:
+        yield from (ctx.unmeasured(claim, why, "live") for claim in LIVE)
         return
+    checkpoint = load(MODEL)
     blocks = (TEXTS * LENGTHS[1] + 128) // 16
     runtime = NativeRuntime(checkpoint, "int8", blocks, 16)
     table = list(range(blocks))

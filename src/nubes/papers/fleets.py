@@ -10,26 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from nubes.llm.cluster.member import Member
 from nubes.llm.cluster.seams import Migration, Move, Way
+from nubes.papers import generating
+from nubes.papers.generating import MODEL
 
 if TYPE_CHECKING:
     from nubes.drivers.local.llm_fleet import EngineFleet
     from nubes.papers.context import Context
 
-MODEL = "smollm2-135m"
-
 
 def missing() -> str:
     """Why live engines cannot run here; "" if they can."""
-    from nubes.kernel.errors import NubesError
-    from nubes.llm.checkpoint import find
-    from nubes.llm.runtime.build import library
-
-    try:
-        find(MODEL)
-        library()
-    except NubesError as error:
-        return str(error)
-    return "" if len(os.sched_getaffinity(0)) >= 2 else "it takes two cores"
+    return generating.missing() or ("" if len(os.sched_getaffinity(0)) >= 2 else "it takes two cores")
 
 
 class OnDemand(Migration):

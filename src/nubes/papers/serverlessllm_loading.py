@@ -12,7 +12,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from nubes.papers.claims import Claim, Result
-from nubes.papers.fleets import MODEL, OnDemand, ask, missing, opened, prompts
+from nubes.papers.fleets import OnDemand, ask, missing, opened, prompts
+from nubes.papers.generating import MODEL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nubes.kernel.errors import NotFound, UsageError
-from nubes.llm.checkpoint import gguf_model, huggingface, llama
+from nubes.llm.checkpoint import fast, gguf_model, huggingface, llama
 from nubes.llm.checkpoint.blocks import Blocks, Floats, dequantise
 from nubes.llm.checkpoint.finding import find
 from nubes.llm.checkpoint.gguf import AGAIN, Gguf
@@ -73,6 +73,8 @@ def load(model: str | Path) -> Checkpoint:
         name = model  # it was found by it
     if path.is_file():
         return _gguf(name, path)
+    if (path / fast.ABOUT).exists():
+        return fast.open_fast(name, path)
     shape = huggingface.shape_of(path)
 
     def folder_tokens() -> Tokens:

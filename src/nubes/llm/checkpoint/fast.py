@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nubes.llm.checkpoint.checkpoint import Checkpoint
-    from nubes.llm.checkpoint.pool import Pool
 
 INDEX = "tensor_index.json"
 ABOUT = "model.json"
@@ -121,15 +120,17 @@ def views(index: Mapping[str, Entry], regions: Mapping[int, memoryview]) -> dict
     }
 
 
-def open_fast(folder: Path, pool: Pool) -> Checkpoint:
-    """The converted model in a folder, in memory when this returns."""
-    from nubes.llm.checkpoint import load
-    from nubes.llm.checkpoint.checkpoint import Checkpoint
+def open_fast(name: str, folder: Path) -> Checkpoint:
+    """The converted model in a folder, in memory when this returns. Raises `BrokenModel`."""
+    from nubes.llm.checkpoint.checkpoint import Checkpoint, load
+    from nubes.llm.checkpoint.pool import Pool
 
-    about = msgspec.json.decode((folder / ABOUT).read_bytes(), type=About)
-    return Checkpoint(
-        folder.name, folder, about.shape, _Weights(pool.load(folder).tensors), lambda: load(Path(about.tokens)).tokens
-    )
+    try:
+        about = msgspec.json.decode((folder / ABOUT).read_bytes(), type=About)
+    except (OSError, msgspec.DecodeError) as error:
+        raise BrokenModel(f"{folder / ABOUT} does not say what model this is: {error}.", AGAIN) from None
+    tensors = Pool(0).load(folder).tensors
+    return Checkpoint(name, folder, about.shape, _Weights(tensors), lambda: load(Path(about.tokens)).tokens)
 
 
 class _Weights:

@@ -73,8 +73,9 @@ def _there() -> str:
 
 
 def _models(path: Path) -> list[Path]:
-    """The models at a path: itself if it is a file or has a config.json, or else the GGUF files in it."""
-    return [path] if path.is_file() or (path / "config.json").exists() else sorted(path.glob("*.gguf"))
+    """The models at a path: itself if it is a file or says what it is, or else the GGUF files in it."""
+    whole = path.is_file() or any((path / name).exists() for name in ("config.json", "model.json"))
+    return [path] if whole else sorted(path.glob("*.gguf"))
 
 
 def _only(models: list[Path], path: Path) -> Path:
