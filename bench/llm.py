@@ -130,9 +130,10 @@ def ready() -> list[Row]:
     for _ in range(ROUNDS):
         with llm_peers.start("nubes", sys.executable, MODEL, "int8") as peer:
             cold.append(peer.ready_s)
+    seconds = statistics.median(cold)
     forked, warm = forks()
     return [
-        Row("ready from a cold process, s", f"{statistics.median(cold):.3g}", "limit 2 s", statistics.median(cold) / 2.0, 1.0, False),
+        Row("ready from a cold process, s", f"{seconds:.3g}", "limit 2 s", seconds / 2.0, 1.0, False),
         Row(
             "first answer of a fork of a warmed parent, s (through HTTP)", f"{forked:.3g}",
             f"limit 0.1 s + {warm:.3g} warm", (forked - warm) / 0.1, 1.0, False,
@@ -193,7 +194,7 @@ def kill(folder: str) -> None:
 def overload() -> list[Row]:
     """As many requests as it takes to be busy, and eight times as many, most of which are refused or wait."""
     from nubes.kernel.errors import Overloaded
-    from nubes.llm.opening import open_engine
+    from nubes.llm.engine.opening import open_engine
     from nubes.llm.spec import Request, Sampling
 
     async def offered(count: int) -> tuple[float, int, int, int]:

@@ -24,15 +24,15 @@ from common import Row, report, show_s
 from nubes.drivers.sim.llm import Instance, simulate_llm
 from nubes.kernel.errors import NubesError
 from nubes.llm.checkpoint import load
-from nubes.llm.engine import LocalEngine
+from nubes.llm.engine.local import LocalEngine
+from nubes.llm.engine.opening import open_runtime
+from nubes.llm.engine.recording import About, Recorder, Recording, read
 from nubes.llm.models import fit
-from nubes.llm.opening import open_runtime
-from nubes.llm.recording import About, Recorder, Recording, read
-from nubes.llm.scheduler import Scheduler
+from nubes.llm.scheduling.scheduler import Scheduler
 from nubes.llm.spec import Request, Sampling
 
 if TYPE_CHECKING:
-    from nubes.llm.load import StepModel
+    from nubes.llm.scheduling.load import StepModel
 
 MODEL = "smollm2-135m"
 LOADS = (0.35, 0.55, 0.75)  # shares of the rate at which a backlog is worked off

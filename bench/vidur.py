@@ -19,14 +19,14 @@ from nubes.drivers.sim.llm import Instance, Served, simulate_llm
 from nubes.kernel.errors import NubesError
 from nubes.llm.models import step_model
 from nubes.llm.policies.vllm import PrefillFirst
-from nubes.llm.scheduler import Scheduler
+from nubes.llm.scheduling.scheduler import Scheduler
+from nubes.llm.scheduling.sequence import Sequence
+from nubes.llm.scheduling.state import State
 from nubes.llm.seams import Batch, Batching
-from nubes.llm.sequence import Sequence
-from nubes.llm.state import State
 from nubes.workloads.llm import load_llm
 
 if TYPE_CHECKING:
-    from nubes.llm.load import StepModel
+    from nubes.llm.scheduling.load import StepModel
     from nubes.workloads.llm import LLMWorkload
 
 TRACE, MODEL = "vidur/poisson_6.45qps_2000.csv", "vidur(llama-3-8b,gpu=a100)"

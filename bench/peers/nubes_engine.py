@@ -14,7 +14,7 @@ def main() -> None:
     answers = claim_stdout()
     model, format, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
-    from nubes.llm.opening import open_engine
+    from nubes.llm.engine.opening import open_engine
     from nubes.llm.spec import Request, Sampling
 
     engine = open_engine(model, format=format, threads=threads, retention="none")

@@ -13,10 +13,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from nubes.kernel.errors import NotFound, UsageError
+from nubes.llm.engine.structured import Constraint
 from nubes.llm.errors import ContextTooLong
 from nubes.llm.live import Stats
 from nubes.llm.spec import Delta, Request, TokenLogprob
-from nubes.llm.structured import Constraint
 
 EOS = 256
 

@@ -12,7 +12,7 @@ import pytest
 
 from nubes.kernel.errors import NotFound, UsageError
 from nubes.llm.checkpoint import find
-from nubes.llm.embedding import Encoder, is_encoder
+from nubes.llm.engine.embedding import Encoder, is_encoder
 from nubes.llm.errors import BrokenModel, ContextTooLong
 
 TEXTS = ["A cat sat on the mat.", "Felines like rugs.", "Quarterly revenue fell.", "x", "naïve café 東京 " * 30]

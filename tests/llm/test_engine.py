@@ -10,7 +10,7 @@ import pytest
 
 from nubes.kernel.errors import Overloaded, UsageError
 from nubes.llm.errors import ContextTooLong
-from nubes.llm.invariants import check
+from nubes.llm.scheduling.invariants import check
 from nubes.llm.spec import Delta, Request, Sampling
 from tests.llm.toy import ask, engine, plain
 

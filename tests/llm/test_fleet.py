@@ -12,9 +12,9 @@ from nubes.drivers.sim.llm_fleet import FleetServed, Hardware, simulate_fleet
 from nubes.llm.cluster.fleet import Fleet
 from nubes.llm.cluster.member import Member, Role
 from nubes.llm.cluster.seams import Migration, Move
-from nubes.llm.invariants import check
 from nubes.llm.models import step_model
-from nubes.llm.scheduler import Scheduler
+from nubes.llm.scheduling.invariants import check
+from nubes.llm.scheduling.scheduler import Scheduler
 from nubes.workloads.llm import LLMWorkload
 
 MODEL = step_model("opt(opt-13b,tp=1)")

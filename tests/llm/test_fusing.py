@@ -138,7 +138,7 @@ def test_requests_with_chunks_reach_it_through_the_engine() -> None:
     """With every token going on its answers are those of a plain prompt; nobody finds KV that was put together."""
     import asyncio
 
-    from nubes.llm.engine import LocalEngine
+    from nubes.llm.engine.local import LocalEngine
     from nubes.llm.spec import Request, Sampling
     from tests.llm.toy import ToyTokens
 

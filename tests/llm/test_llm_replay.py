@@ -13,11 +13,11 @@ import pytest
 
 from nubes.drivers.sim.llm import Instance, simulate_llm
 from nubes.kernel.errors import UnknownPolicy, UsageError
-from nubes.llm.load import Load
+from nubes.llm.engine.recording import read
 from nubes.llm.models import step_model
 from nubes.llm.models.cpu import Cpu
-from nubes.llm.recording import read
-from nubes.llm.scheduler import Scheduler
+from nubes.llm.scheduling.load import Load
+from nubes.llm.scheduling.scheduler import Scheduler
 from nubes.replay.llm import Configuration, Report, Slo, configurations, ranking, replay_llm, slo
 from nubes.replay.llm.measures import Meter, measures, weighted
 from nubes.replay.llm.page import html

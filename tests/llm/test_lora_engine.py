@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nubes.kernel.errors import NotFound, UsageError
-from nubes.llm.engine import LocalEngine
+from nubes.llm.engine.local import LocalEngine
 from nubes.llm.errors import BrokenModel, ContextTooLong
 from nubes.llm.lora.adapter import Adapter, random_adapter
 from nubes.llm.lora.peft import load_adapter

@@ -12,9 +12,9 @@ from nubes.llm.models import step_model
 from nubes.llm.models.facts import llm_facts
 from nubes.llm.models.lora import blocks_of
 from nubes.llm.policies.slora import EarlyAbort, need
-from nubes.llm.scheduler import Scheduler
-from nubes.llm.sequence import Sequence
-from nubes.llm.state import State
+from nubes.llm.scheduling.scheduler import Scheduler
+from nubes.llm.scheduling.sequence import Sequence
+from nubes.llm.scheduling.state import State
 from nubes.papers.s_lora import Held, first_fit, rejected
 from nubes.workloads.llm import load_llm
 

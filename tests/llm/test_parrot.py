@@ -14,11 +14,11 @@ from nubes.llm.cluster.fleet import Fleet
 from nubes.llm.cluster.member import Member, Report
 from nubes.llm.cluster.seams import Ask
 from nubes.llm.graphs.spec import Chain, Plan
-from nubes.llm.invariants import check
 from nubes.llm.models import step_model
 from nubes.llm.policies.parrot import JOBS, TOKENS, Together, urgent
-from nubes.llm.scheduler import Scheduler
-from nubes.llm.sequence import Sequence
+from nubes.llm.scheduling.invariants import check
+from nubes.llm.scheduling.scheduler import Scheduler
+from nubes.llm.scheduling.sequence import Sequence
 from nubes.llm.spec import Criterion, Work
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from nubes.drivers.sim.llm import Instance, simulate_llm
 from nubes.kernel.errors import UsageError
-from nubes.llm.blocks import Idle
-from nubes.llm.invariants import check
 from nubes.llm.models import step_model
 from nubes.llm.policies.pensieve import Pensieve, interpolate, profiled
-from nubes.llm.scheduler import Scheduler
-from nubes.llm.sequence import Sequence
+from nubes.llm.scheduling.blocks import Idle
+from nubes.llm.scheduling.invariants import check
+from nubes.llm.scheduling.scheduler import Scheduler
+from nubes.llm.scheduling.sequence import Sequence
 from nubes.workloads.llm import load_llm
 from tests.llm.toy import ask, engine, plain
 

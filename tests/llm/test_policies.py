@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from nubes.drivers.sim.llm import Instance, Served, pipelined, simulate_llm
 from nubes.drivers.sim.stages import Stages
 from nubes.kernel.errors import UsageError
-from nubes.llm.load import Load, StepModel
 from nubes.llm.models import step_model
 from nubes.llm.policies.vllm import Cheaper
-from nubes.llm.scheduler import Scheduler
-from nubes.llm.sequence import Sequence
-from nubes.llm.step import Step
-from nubes.llm.tuning import tune
+from nubes.llm.scheduling.load import Load, StepModel
+from nubes.llm.scheduling.scheduler import Scheduler
+from nubes.llm.scheduling.sequence import Sequence
+from nubes.llm.scheduling.step import Step
+from nubes.llm.scheduling.tuning import tune
 from nubes.papers.paging import recovery_s, sampled
 from nubes.papers.serving import tbt_s
 from nubes.workloads.llm import LLMWorkload

@@ -9,11 +9,11 @@ import pytest
 
 from nubes.drivers.sim.llm import Instance, simulate_llm
 from nubes.kernel.errors import UsageError
-from nubes.llm.load import Load
+from nubes.llm.engine.recording import About, Recorder, Recording, read
 from nubes.llm.models.cpu import Cpu
-from nubes.llm.recording import About, Recorder, Recording, read
-from nubes.llm.scheduler import Scheduler
-from nubes.llm.sequence import Sequence
+from nubes.llm.scheduling.load import Load
+from nubes.llm.scheduling.scheduler import Scheduler
+from nubes.llm.scheduling.sequence import Sequence
 from nubes.workloads.llm import load_llm
 
 BLOCKS, SIZE = 400, 16

@@ -7,11 +7,11 @@ from collections import Counter
 
 import pytest
 
-from nubes.llm.invariants import check
-from nubes.llm.scheduler import Scheduler
-from nubes.llm.sequence import DECODE, DONE, SWAPPED, WAITING, Sequence
+from nubes.llm.scheduling.invariants import check
+from nubes.llm.scheduling.scheduler import Scheduler
+from nubes.llm.scheduling.sequence import DECODE, DONE, SWAPPED, WAITING, Sequence
+from nubes.llm.scheduling.step import Step
 from nubes.llm.speculative import slots
-from nubes.llm.step import Step
 
 BATCHINGS = [
     "sarathi(budget=24)",

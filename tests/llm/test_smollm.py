@@ -11,8 +11,8 @@ import pytest
 
 from nubes.kernel.errors import NotFound
 from nubes.llm.checkpoint import Checkpoint, load
-from nubes.llm.engine import LocalEngine
-from nubes.llm.opening import open_runtime
+from nubes.llm.engine.local import LocalEngine
+from nubes.llm.engine.opening import open_runtime
 from nubes.llm.runtime.rows import causal
 from nubes.llm.spec import Request, Sampling
 

@@ -20,17 +20,17 @@ from nubes.drivers.sim.guessing import Guessing
 from nubes.drivers.sim.llm import Instance, Served, simulate_llm
 from nubes.kernel.errors import UsageError
 from nubes.kernel.policy import make
-from nubes.llm.invariants import check
-from nubes.llm.load import Load
 from nubes.llm.policies.specinfer import PROBE, TokenTrees
-from nubes.llm.scheduler import Scheduler
+from nubes.llm.scheduling.invariants import check
+from nubes.llm.scheduling.load import Load
+from nubes.llm.scheduling.scheduler import Scheduler
+from nubes.llm.scheduling.state import State
 from nubes.llm.seams import Speculation
 from nubes.llm.speculative.ngrams import Ngrams
 from nubes.llm.speculative.planner import Hits, Times, best, expected, size
 from nubes.llm.speculative.stepping import moves, ranks
 from nubes.llm.speculative.tree import MOST, ROOT, Tree, expand, merge
 from nubes.llm.speculative.verify import accepted, greedy, multi_step, sampled
-from nubes.llm.state import State
 from nubes.papers.specinfer import TREE
 from nubes.workloads.llm import LLMWorkload
 from tests.llm.toy import ask, engine, following, plain

@@ -11,8 +11,8 @@ import pytest
 
 from llm.api_fakes import EOS, TOOL, FakeTokens
 from nubes.kernel.errors import UsageError
-from nubes.llm import structured
 from nubes.llm.api import tools
+from nubes.llm.engine import structured
 from nubes.llm.spec import Grammar
 
 pytest.importorskip("llguidance", reason="structured output needs llguidance")

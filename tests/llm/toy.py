@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nubes.llm.engine import LocalEngine
+from nubes.llm.engine.local import LocalEngine
 from nubes.llm.runtime.rows import Rows
 from nubes.llm.spec import Delta, Request, Sampling, Shape
 

@@ -28,7 +28,7 @@ def chat(
     format: Format = "int8",
 ) -> None:
     """Chat with a model in the terminal. It runs in this process; no cloud is needed."""
-    from nubes.llm.opening import open_engine
+    from nubes.llm.engine.opening import open_engine
 
     engine = open_engine(model, format=format)
     settings = {"temperature": temperature, "max_tokens": max_tokens}
@@ -117,7 +117,7 @@ def serve(
 
     from nubes.gateway.server import bind
     from nubes.llm.api import app
-    from nubes.llm.opening import open_engine
+    from nubes.llm.engine.opening import open_engine
 
     sock = bind(host, port)
     engine = open_engine(
@@ -126,7 +126,7 @@ def serve(
         speculation=speculation or None, adapters=dict(_named(text) for text in adapter),
     )  # fmt: skip
     if record is not None:
-        from nubes.llm.recording import record as begin
+        from nubes.llm.engine.recording import record as begin
 
         begin(engine, record)
     served = app({engine.name: engine}, keys={api_key: ""} if api_key else None, vllm_metrics=vllm_metrics)

@@ -44,7 +44,7 @@ Price = Annotated[float | None, _option("Dollars an hour of one device.", show_d
 
 def recorded(trace: str) -> str:
     """What serves a trace without a model named: the machine that it was recorded on."""
-    from nubes.llm.recording import is_recording
+    from nubes.llm.engine.recording import is_recording
 
     return "recorded" if trace and is_recording(Path(trace).expanduser()) else ""
 
@@ -91,7 +91,7 @@ def replay(
 
 def workload(trace: str, rate: float | None, until: str | None, seeds: int = 1) -> Any:
     """A recording, a workload, or, for several seeds, what makes one from a seed."""
-    from nubes.llm.recording import is_recording, read
+    from nubes.llm.engine.recording import is_recording, read
 
     if not trace:
         raise UsageError("No trace is named.", "Name one: azure-llm-2023, chat-like(rate=2), or a recording's file.")

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from nubes.llm.blocks import Idle
     from nubes.llm.cache.restoration import Costs, Plan
-    from nubes.llm.load import Load
-    from nubes.llm.sequence import Sequence
+    from nubes.llm.scheduling.blocks import Idle
+    from nubes.llm.scheduling.load import Load
+    from nubes.llm.scheduling.sequence import Sequence
+    from nubes.llm.scheduling.state import State
+    from nubes.llm.scheduling.step import Step
     from nubes.llm.speculative.tree import Tree
-    from nubes.llm.state import State
-    from nubes.llm.step import Step
 
 
 class Batch:

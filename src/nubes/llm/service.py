@@ -11,7 +11,7 @@ from nubes.llm.spec import LLMSpec
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from nubes.llm.engine import LocalEngine
+    from nubes.llm.engine.local import LocalEngine
     from nubes.llm.live import Embedder, Engine
     from nubes.llm.runtime.rows import Runtime
 
@@ -28,9 +28,9 @@ class Service:
     def load(self) -> None:
         """Reads and packs the weights. Forks share them, and none of them starts a thread before its first step."""
         from nubes.llm.checkpoint import find, load
-        from nubes.llm.embedding import Encoder, is_encoder
+        from nubes.llm.engine.embedding import Encoder, is_encoder
+        from nubes.llm.engine.opening import open_runtime
         from nubes.llm.lora.store import Store
-        from nubes.llm.opening import open_runtime
 
         spec = self.spec
         self.encoder = Encoder(spec.label, path) if is_encoder(path := find(spec.model)) else None
@@ -48,7 +48,7 @@ class Service:
 
     @enter()
     def start(self) -> None:
-        from nubes.llm.engine import LocalEngine
+        from nubes.llm.engine.local import LocalEngine
 
         spec = self.spec
         self.engine: LocalEngine | None = None
@@ -85,7 +85,7 @@ class Service:
 def _warm(tokens: Any) -> None:
     """Does once, in the parent, what the first request would pay for: imports, tables of tokenizer and template."""
     import nubes.llm.api
-    import nubes.llm.engine  # noqa: F401
+    import nubes.llm.engine.local  # noqa: F401
 
     try:
         tokens.encode(tokens.chat([{"role": "user", "content": "Hello"}]))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from nubes.llm.checkpoint import Checkpoint
-    from nubes.llm.engine import LocalEngine
+    from nubes.llm.engine.local import LocalEngine
     from nubes.llm.lora.store import Store
     from nubes.llm.runtime.native import NativeRuntime
     from nubes.llm.runtime.rows import Rows

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from nubes.llm.load import StepModel
     from nubes.llm.models import Llm
+    from nubes.llm.scheduling.load import StepModel
 
 SHARE = 0.16
 SHARES = (0.0, 0.08, SHARE, 0.32, 0.64, 1.0)
@@ -118,7 +118,7 @@ def simulated(ctx: Context) -> Iterator[Result]:
 
 
 def _prefill(tokens: int) -> Any:
-    from nubes.llm.load import Load
+    from nubes.llm.scheduling.load import Load
 
     return Load.of([(tokens, 0)])
 
@@ -134,7 +134,7 @@ def blended(
     model: StepModel, llm: Llm, known: int, rest: int, share: float, bandwidth: float
 ) -> tuple[float, float, float]:
     """(seconds to the first token alone, those computing, those loading): a layer loads while another computes."""
-    from nubes.llm.load import Load
+    from nubes.llm.scheduling.load import Load
 
     going = int(share * known) + rest
     pairs = int(share * known * known / 2 + rest * (known + rest / 2))  # rows that go on attend to all before them

@@ -12,7 +12,7 @@ from nubes.papers.serving import requests, words
 
 if TYPE_CHECKING:
     from nubes.llm.cluster.placement import Parallel, Plan
-    from nubes.llm.load import StepModel
+    from nubes.llm.scheduling.load import StepModel
     from nubes.workloads.llm import LLMWorkload
 
 QUEUE = Claim(
@@ -96,8 +96,8 @@ def run(ctx: Context) -> Iterator[Result]:
 def queue(ctx: Context) -> Result:
     from nubes.drivers.sim.llm_goodput import serve_prompts
     from nubes.llm.cluster.placement import queued_ttft_s
-    from nubes.llm.load import Load
     from nubes.llm.models import step_model
+    from nubes.llm.scheduling.load import Load
 
     model = step_model("opt(opt-13b,tp=1)")
     service_s = model.seconds(Load.of([(PROMPT, 0)]))

@@ -16,7 +16,7 @@ from nubes.kernel.errors import NubesError
 
 if TYPE_CHECKING:
     from nubes.llm.checkpoint import Checkpoint
-    from nubes.llm.engine import LocalEngine
+    from nubes.llm.engine.local import LocalEngine
     from nubes.llm.runtime.rows import Runtime
 
 MODEL = "smollm2-135m"
@@ -38,7 +38,7 @@ def missing() -> str:
 def opened(format: str, slots: int, block_size: int = 16) -> tuple[Checkpoint, Runtime]:
     """The model with room for `slots` tokens of KV; `format` is that of its weights."""
     from nubes.llm.checkpoint import load
-    from nubes.llm.opening import open_runtime
+    from nubes.llm.engine.opening import open_runtime
 
     checkpoint = load(MODEL)
     kv_bytes = slots * checkpoint.shape.kv_values * (4 if format == "fp32" else 2)
@@ -48,7 +48,7 @@ def opened(format: str, slots: int, block_size: int = 16) -> tuple[Checkpoint, R
 @contextlib.contextmanager
 def engine(checkpoint: Checkpoint, runtime: Runtime, **policies: Any) -> Iterator[LocalEngine]:
     """An engine over an opened model, under the named policies. Nothing is shared between requests unless asked for."""
-    from nubes.llm.engine import LocalEngine
+    from nubes.llm.engine.local import LocalEngine
 
     policies.setdefault("retention", "none")
     made = LocalEngine(checkpoint.name, runtime, checkpoint.tokens, max_waiting=100_000, **policies)

@@ -13,8 +13,8 @@ from nubes.papers.generating import MODEL, missing
 from nubes.papers.serving import requests
 
 if TYPE_CHECKING:
-    from nubes.llm.load import StepModel
     from nubes.llm.models import Llm
+    from nubes.llm.scheduling.load import StepModel
 
 SSD = 7e9  # bytes/s: the link is the slower side there
 LINKS = (7e9, 14e9, 28e9, 32e9)  # one to four SSDs, and PCIe
@@ -153,7 +153,7 @@ def histories(ctx: Context, name: str, stand_in: str, seed: int) -> tuple[str, l
 
 def ttft(policy: Any, model: StepModel, llm: Llm, old: int, new: int, bandwidth: float) -> float:
     """Until the first token, alone on the device: each layer's new tokens run when its KV is there."""
-    from nubes.llm.load import Load
+    from nubes.llm.scheduling.load import Load
 
     costs = costs_of(model, llm, old, bandwidth)
     plan = policy.plan(llm.layers, costs)

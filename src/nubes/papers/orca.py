@@ -13,7 +13,7 @@ from nubes.papers.serving import capacity, served, uniform
 
 if TYPE_CHECKING:
     from nubes.drivers.sim.llm import Served
-    from nubes.llm.load import StepModel
+    from nubes.llm.scheduling.load import StepModel
     from nubes.workloads.llm import LLMWorkload
 
 MODEL = "opt(opt-66b,tp=8,pp=4)"
@@ -87,7 +87,7 @@ def run(ctx: Context) -> Iterator[Result]:
 
 def simulated(workload: LLMWorkload, model: StepModel, policy: str) -> Served:
     from nubes.drivers.sim.llm import Instance, simulate_llm
-    from nubes.llm.scheduler import Scheduler
+    from nubes.llm.scheduling.scheduler import Scheduler
 
     if "micro" in policy:
         scheduler = Scheduler(model.kv_tokens // 16, batching=policy, retention="none")

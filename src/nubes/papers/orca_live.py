@@ -14,7 +14,7 @@ from nubes.papers.serving import capacity, uniform
 
 if TYPE_CHECKING:
     from nubes.llm.checkpoint import Checkpoint
-    from nubes.llm.engine import LocalEngine
+    from nubes.llm.engine.local import LocalEngine
     from nubes.llm.runtime.rows import Runtime
 
 PROMPT, OUTPUT = (16, 128), (1, 128)  # uniform

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nubes.llm.load import StepModel
-    from nubes.llm.scheduler import Scheduler
-    from nubes.llm.step import Step
+    from nubes.llm.scheduling.load import StepModel
+    from nubes.llm.scheduling.scheduler import Scheduler
+    from nubes.llm.scheduling.step import Step
 
 BlockSeconds = Callable[[int], float]
 
@@ -19,9 +19,9 @@ def recovery_s(model: StepModel, block_s: BlockSeconds, preemption: str, block_s
     Two sequences fill the memory; the first to need one more block takes those of the other. `tokens` is a multiple of
     `block_size`. `block_s` gives the seconds to move a block of that size one way.
     """
-    from nubes.llm.load import Load
-    from nubes.llm.scheduler import Scheduler
-    from nubes.llm.sequence import Sequence
+    from nubes.llm.scheduling.load import Load
+    from nubes.llm.scheduling.scheduler import Scheduler
+    from nubes.llm.scheduling.sequence import Sequence
 
     blocks = 2 * tokens // block_size
     scheduler = Scheduler(
@@ -40,8 +40,8 @@ def recovery_s(model: StepModel, block_s: BlockSeconds, preemption: str, block_s
 
 def sampled(prompt: int, output: int, samples: int, block_size: int = 16) -> tuple[int, int]:
     """(the most blocks that the samples of one prompt held together, blocks that were copied on write)."""
-    from nubes.llm.scheduler import Scheduler
-    from nubes.llm.sequence import Sequence
+    from nubes.llm.scheduling.scheduler import Scheduler
+    from nubes.llm.scheduling.sequence import Sequence
 
     blocks = samples * -(-(prompt + output) // block_size)
     scheduler = Scheduler(blocks, block_size=block_size, batching="vllm", retention="none")

@@ -81,7 +81,7 @@ def serve(
     from nubes.llm.cluster.fleet import Fleet
     from nubes.llm.cluster.member import Role
     from nubes.llm.models import step_model
-    from nubes.llm.scheduler import Scheduler
+    from nubes.llm.scheduling.scheduler import Scheduler
 
     model = step_model("opt(opt-13b,tp=1)")
 

@@ -15,7 +15,7 @@ from nubes.papers.generating import MODEL, engine, missing, opened, prompts, tex
 
 if TYPE_CHECKING:
     from nubes.llm.checkpoint import Checkpoint
-    from nubes.llm.engine import LocalEngine
+    from nubes.llm.engine.local import LocalEngine
     from nubes.llm.graphs.runner import Usage
     from nubes.llm.graphs.spec import Graph
     from nubes.llm.runtime.rows import Runtime

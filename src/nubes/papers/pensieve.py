@@ -14,9 +14,9 @@ from nubes.papers.generating import MODEL, missing
 from nubes.papers.serving import capacity, requests, words
 
 if TYPE_CHECKING:
-    from nubes.llm.engine import LocalEngine
-    from nubes.llm.load import StepModel
-    from nubes.llm.step import Step
+    from nubes.llm.engine.local import LocalEngine
+    from nubes.llm.scheduling.load import StepModel
+    from nubes.llm.scheduling.step import Step
     from nubes.workloads.llm import LLMWorkload
 
 BOUND_S = 0.12  # P90 of latency per output token that counts as sustained
@@ -145,7 +145,7 @@ def served(workload: LLMWorkload, model: StepModel, system: str) -> float:
     import numpy as np
 
     from nubes.drivers.sim.llm import Instance, simulate_llm
-    from nubes.llm.scheduler import Scheduler
+    from nubes.llm.scheduling.scheduler import Scheduler
 
     blocks = room(model) // BLOCK
     if system == "stateless":
@@ -251,7 +251,7 @@ def measured(checkpoint: Any) -> tuple[tuple[int, float], ...]:
 def _talk(
     checkpoint: Any, people: list[list[list[int]]], profile: tuple[tuple[int, float], ...], retention: Any, host: int
 ) -> Talk:
-    from nubes.llm.engine import LocalEngine
+    from nubes.llm.engine.local import LocalEngine
     from nubes.llm.runtime.native import NativeRuntime
 
     lengths = [sum(len(text) + ANSWER for text in person) for person in people]

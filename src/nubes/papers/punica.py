@@ -345,7 +345,7 @@ def fleet(workload: LLMWorkload, routing: str, migration: str) -> tuple[FleetSer
     from nubes.llm.models import step_model
     from nubes.llm.models.facts import llm_facts
     from nubes.llm.models.lora import blocks_of
-    from nubes.llm.scheduler import Scheduler
+    from nubes.llm.scheduling.scheduler import Scheduler
 
     model = step_model(MODEL)
     sizes = dict.fromkeys(map(str, range(500)), blocks_of(llm_facts("llama-2-7b"), RANK))

@@ -310,7 +310,7 @@ def played(workload: Any, ordering: str = "fcfs") -> Served:
     from nubes.llm.models import step_model
     from nubes.llm.models.facts import llm_facts
     from nubes.llm.models.lora import blocks_of
-    from nubes.llm.scheduler import Scheduler
+    from nubes.llm.scheduling.scheduler import Scheduler
 
     model, facts = step_model(SIM), llm_facts("llama-2-7b")
     sizes = {str(n): blocks_of(facts, RANKS[n % 4]) for n in set(workload.adapter.tolist())}

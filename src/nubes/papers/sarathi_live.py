@@ -16,7 +16,7 @@ from nubes.papers.generating import MODEL, Answer, ask, engine, missing, opened,
 
 if TYPE_CHECKING:
     from nubes.llm.checkpoint import Checkpoint
-    from nubes.llm.engine import LocalEngine
+    from nubes.llm.engine.local import LocalEngine
     from nubes.llm.runtime.rows import Runtime
 
 BUDGET = 64

@@ -7,12 +7,12 @@ from math import log2
 from typing import TYPE_CHECKING
 
 from nubes.llm.policies.sarathi import PAPER
-from nubes.llm.tuning import tune
+from nubes.llm.scheduling.tuning import tune
 from nubes.papers import Claim, Context, Result, above, at_least, at_most, below, reproduction, sarathi_live
 from nubes.papers.serving import capacity, requests, served, tbt_s, words
 
 if TYPE_CHECKING:
-    from nubes.llm.load import StepModel
+    from nubes.llm.scheduling.load import StepModel
     from nubes.workloads.llm import LLMWorkload
 
 MODEL = "lin(llama-3-8b,gpu=a100,tp=1)"
@@ -162,7 +162,7 @@ def bubbles(ctx: Context, whole: LLMWorkload) -> Result:
     """More requests than a pipeline of four stages can take, and how much of its time the stages wait."""
     from nubes.drivers.sim.llm import pipelined, simulate_llm
     from nubes.llm.models import step_model
-    from nubes.llm.scheduler import Scheduler
+    from nubes.llm.scheduling.scheduler import Scheduler
 
     model = step_model(PIPELINE)
 

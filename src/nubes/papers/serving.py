@@ -9,7 +9,7 @@ from nubes.kernel.errors import NotFound
 
 if TYPE_CHECKING:
     from nubes.drivers.sim.llm import Served
-    from nubes.llm.load import StepModel
+    from nubes.llm.scheduling.load import StepModel
     from nubes.papers.context import Context
     from nubes.workloads.llm import LLMWorkload
 
@@ -32,7 +32,7 @@ def served(workload: LLMWorkload, model: StepModel, tokens: int, *, instances: i
     A model of several stages gets as many schedulers, one for each batch under way, that share the memory equally.
     """
     from nubes.drivers.sim.llm import Instance, pipelined, simulate_llm
-    from nubes.llm.scheduler import Scheduler
+    from nubes.llm.scheduling.scheduler import Scheduler
 
     policies.setdefault("retention", "none")
     size = policies.setdefault("block_size", 16)

@@ -13,7 +13,7 @@ from nubes.papers import Claim, Context, Result, below, between, reproduction, s
 from nubes.papers.serving import requests, words
 
 if TYPE_CHECKING:
-    from nubes.llm.load import Load, StepModel
+    from nubes.llm.scheduling.load import Load, StepModel
     from nubes.workloads.llm import LLMWorkload
 
 TREE = "specinfer(widths=1x1x3x1x1x1x1x1)"  # the paper's
@@ -153,7 +153,7 @@ def ratio(model: StepModel, workload: LLMWorkload, batch: int, level_s: float, s
     from nubes.drivers.sim.guessing import Guessing
     from nubes.drivers.sim.llm import Instance, simulate_llm
     from nubes.kernel.rng import rng
-    from nubes.llm.scheduler import Scheduler
+    from nubes.llm.scheduling.scheduler import Scheduler
 
     def token_s(speculation: str) -> float:
         scheduler = Scheduler(

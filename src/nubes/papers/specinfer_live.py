@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nubes.llm.checkpoint import Checkpoint
-    from nubes.llm.load import Load
     from nubes.llm.runtime.rows import Runtime
-    from nubes.llm.sequence import Sequence as Row
+    from nubes.llm.scheduling.load import Load
+    from nubes.llm.scheduling.sequence import Sequence as Row
 
 SLOTS = 24_576
 CHAIN, TREE = "sequence(depth=8,fixed=true)", "specinfer(widths=1x1x3x1x1x1x1x1)"

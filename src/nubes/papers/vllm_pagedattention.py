@@ -14,7 +14,7 @@ from nubes.papers.serving import capacity, normalised_s, requests, served, words
 
 if TYPE_CHECKING:
     from nubes.drivers.sim.llm import Instance, Served
-    from nubes.llm.load import StepModel
+    from nubes.llm.scheduling.load import StepModel
     from nubes.workloads.llm import LLMWorkload
 
 SLOTS = 15_700  # tokens of KV: 12 GB of an A100-40GB at 0.8 MB a token
@@ -243,7 +243,7 @@ def held(ctx: Context, rule: str, seed: int, count: int) -> float:
     """The mean share of KV slots that hold tokens, over the steps in which requests wait."""
     from nubes.drivers.sim.llm import Instance, simulate_llm
     from nubes.llm.models import step_model
-    from nubes.llm.scheduler import Scheduler
+    from nubes.llm.scheduling.scheduler import Scheduler
 
     shares: list[float] = []
 

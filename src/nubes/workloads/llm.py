@@ -136,8 +136,8 @@ def load_llm(path_or_name: str | Path, *, seed: int = 0, **options: Any) -> LLMW
     a second, `cv` how bursty they are and `n` how many there are, where the trace holds lengths alone. `seed` draws
     what a trace does not hold. Raises `NotFound` or `UsageError`.
     """
-    from nubes.llm.recording import is_recording
-    from nubes.llm.recording import read as read_recording
+    from nubes.llm.engine.recording import is_recording
+    from nubes.llm.engine.recording import read as read_recording
     from nubes.workloads.llm_synthetic import GENERATORS
     from nubes.workloads.llm_traces import read_llm
 

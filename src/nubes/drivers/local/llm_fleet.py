@@ -17,11 +17,11 @@ from nubes.drivers.local.llm_member import Config
 from nubes.drivers.local.peer import Peer
 from nubes.drivers.local.wire import pack
 from nubes.kernel.errors import NubesError, Overloaded, UsageError
-from nubes.llm.asking import MAX_WIDTH
 from nubes.llm.cluster import events as e
 from nubes.llm.cluster.fleet import Fleet
 from nubes.llm.cluster.member import Report, Role
 from nubes.llm.cluster.seams import Ask
+from nubes.llm.engine.asking import MAX_WIDTH
 from nubes.llm.errors import ContextTooLong
 from nubes.llm.live import Deltas, Stats
 from nubes.llm.spec import Delta, Request
@@ -186,7 +186,7 @@ class EngineFleet:
         if len(self._asked) >= self.max_waiting:
             raise Overloaded(f"{len(self._asked)} requests wait or run already.", "Try again a little later.")
         if request.sampling.grammar is not None:
-            from nubes.llm.structured import check
+            from nubes.llm.engine.structured import check
 
             check(request.sampling.grammar, self.tokens)
 

@@ -16,11 +16,11 @@ import msgspec
 
 from nubes.drivers.local.peer import Peer
 from nubes.drivers.local.wire import pack
-from nubes.llm import moving
-from nubes.llm.choice import Choice, Job
 from nubes.llm.cluster.member import Role, report
-from nubes.llm.engine import LocalEngine
-from nubes.llm.sequence import DECODE, MOVING, Sequence
+from nubes.llm.engine.choice import Choice, Job
+from nubes.llm.engine.local import LocalEngine
+from nubes.llm.scheduling import moving
+from nubes.llm.scheduling.sequence import DECODE, MOVING, Sequence
 from nubes.llm.spec import Delta, Request, Sampling
 
 

@@ -12,9 +12,9 @@ from nubes.llm.speculative import slots
 from nubes.llm.speculative.planner import size
 
 if TYPE_CHECKING:
-    from nubes.llm.scheduler import Scheduler
-    from nubes.llm.sequence import Sequence
-    from nubes.llm.step import Step
+    from nubes.llm.scheduling.scheduler import Scheduler
+    from nubes.llm.scheduling.sequence import Sequence
+    from nubes.llm.scheduling.step import Step
 
 
 @dataclass(slots=True)

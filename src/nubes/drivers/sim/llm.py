@@ -17,11 +17,11 @@ import numpy as np
 
 from nubes.drivers.sim.guessing import Guessing
 from nubes.drivers.sim.stages import Stages
-from nubes.llm.load import StepModel
-from nubes.llm.scheduler import Scheduler
+from nubes.llm.scheduling.load import StepModel
+from nubes.llm.scheduling.scheduler import Scheduler
+from nubes.llm.scheduling.sequence import DECODE, Sequence
+from nubes.llm.scheduling.step import Step
 from nubes.llm.seams import Batching
-from nubes.llm.sequence import DECODE, Sequence
-from nubes.llm.step import Step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nubes.drivers.sim.llm import Instance, Run, Served
-from nubes.llm import moving
 from nubes.llm.cluster import events as e
 from nubes.llm.cluster.fleet import Fleet
 from nubes.llm.cluster.member import Role, report
 from nubes.llm.cluster.seams import Ask
-from nubes.llm.sequence import DECODE, Sequence
+from nubes.llm.scheduling import moving
+from nubes.llm.scheduling.sequence import DECODE, Sequence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

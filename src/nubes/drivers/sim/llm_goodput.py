@@ -13,9 +13,9 @@ from nubes.drivers.sim.llm_fleet import Hardware, simulate_fleet
 from nubes.llm.cluster.fleet import Fleet
 from nubes.llm.cluster.member import Role
 from nubes.llm.cluster.placement import Parallel, Slo
-from nubes.llm.load import Load, StepModel
 from nubes.llm.models import gpu_facts
-from nubes.llm.scheduler import Scheduler
+from nubes.llm.scheduling.load import Load, StepModel
+from nubes.llm.scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from nubes.workloads.llm import LLMWorkload

@@ -15,7 +15,7 @@ from nubes.drivers.sim.llm_fleet import FleetServed, Hardware, _FleetRun
 from nubes.llm.cluster.fleet import Fleet
 from nubes.llm.graphs.manager import Manager, Task
 from nubes.llm.graphs.spec import Plan
-from nubes.llm.sequence import Sequence
+from nubes.llm.scheduling.sequence import Sequence
 from nubes.llm.spec import Work
 from nubes.workloads.llm import LLMWorkload
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 
-from nubes.llm import structured
 from nubes.llm.api import tools as hermes
 from nubes.llm.api.fields import Generate, Message, Part, Tool
 from nubes.llm.api.problems import Problem, invalid, unsupported
 from nubes.llm.api.sampling import priority
 from nubes.llm.api.service import Call, Model, new_id
 from nubes.llm.api.tools import CallDelta, Hermes
+from nubes.llm.engine import structured
 from nubes.llm.live import Engine
 from nubes.llm.spec import Delta, Finish, Grammar, Request, Sampling, TokenLogprob
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nubes.llm.load import Load, StepModel
+from nubes.llm.scheduling.load import Load, StepModel
 
 if TYPE_CHECKING:
     from nubes.llm.models import Llm

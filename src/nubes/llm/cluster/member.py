@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from nubes.llm.state import State
+from nubes.llm.scheduling.state import State
 
 Role = Literal["both", "prefill", "decode"]
 

@@ -6,9 +6,9 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nubes.llm.scheduler import Scheduler
-    from nubes.llm.state import State
-    from nubes.llm.step import Step
+    from nubes.llm.scheduling.scheduler import Scheduler
+    from nubes.llm.scheduling.state import State
+    from nubes.llm.scheduling.step import Step
 
 
 def fetch(scheduler: Scheduler, step: Step) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from nubes.llm.blocks import BlockPool, Victims
+from nubes.llm.scheduling.blocks import BlockPool, Victims
 
 
 class Fill(NamedTuple):

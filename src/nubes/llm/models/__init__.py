@@ -1,9 +1,9 @@
 """Step-time models: how long an engine's steps take on hardware that was measured, and what fits its memory."""
 
-from nubes.llm.load import Load, StepModel
 from nubes.llm.models.cpu import fit
 from nubes.llm.models.facts import GPUS, LLMS, Gpu, Llm, gpu_facts, kv_tokens, llm_facts
 from nubes.llm.models.naming import step_model
+from nubes.llm.scheduling.load import Load, StepModel
 
 __all__ = [
     "GPUS",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nubes.kernel.errors import UsageError
-from nubes.llm.load import Load
+from nubes.llm.scheduling.load import Load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +74,7 @@ class Cpu:
 
 def cpu(path: str | Path) -> Cpu:
     """A fit that was saved, or one to the steps of a recording. Raises `UsageError`."""
-    from nubes.llm.recording import is_recording, read
+    from nubes.llm.engine.recording import is_recording, read
 
     if is_recording(Path(path).expanduser()):
         return read(path).fit()

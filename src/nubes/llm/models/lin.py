@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nubes.kernel.errors import UsageError
-from nubes.llm.load import Load
 from nubes.llm.models.facts import HALF, Gpu, Llm, gpu_facts, kv_tokens, llm_facts
 from nubes.llm.models.profiles import (
     SUMS_MS,
@@ -16,6 +15,7 @@ from nubes.llm.models.profiles import (
     linear_files,
     stretch,
 )  # fmt: skip
+from nubes.llm.scheduling.load import Load
 
 ROWS = 16_384  # the table's length; larger steps take time in proportion
 PEAK_SHARE = 0.4  # of the peak FLOP/s that prefill attention reaches

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nubes.llm.load import Load
 from nubes.llm.models.facts import HALF, Llm, gpu_facts, llm_facts
 from nubes.llm.models.lin import BANDWIDTH_SHARE, PEAK_SHARE, Lin, lin
+from nubes.llm.scheduling.load import Load
 
 LAUNCH_S = 10e-6  # of a kernel; an adapted matrix takes two of them
 

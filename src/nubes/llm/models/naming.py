@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from nubes.kernel.errors import UsageError
-from nubes.llm.load import StepModel
 from nubes.llm.models.cpu import cpu
 from nubes.llm.models.lin import lin
 from nubes.llm.models.lora import lora
 from nubes.llm.models.opt import opt
 from nubes.llm.models.tab import tab
 from nubes.llm.models.vidur import vidur
+from nubes.llm.scheduling.load import StepModel
 
 MODELS: dict[str, Callable[..., StepModel]] = {
     "opt": opt,

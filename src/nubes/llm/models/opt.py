@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 
 from nubes.kernel.errors import UsageError
-from nubes.llm.load import Load
 from nubes.llm.models.facts import gpu_facts, kv_tokens, llm_facts
 from nubes.llm.models.profiles import find, read
+from nubes.llm.scheduling.load import Load
 
 LARGE_BATCH = 95  # decodes from here on follow the second fit
 

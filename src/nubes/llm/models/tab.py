@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import median
 
 from nubes.kernel.errors import UsageError
-from nubes.llm.load import Load
 from nubes.llm.models.facts import gpu_facts, kv_tokens, llm_facts
 from nubes.llm.models.lin import BANDWIDTH_SHARE, PEAK_SHARE
 from nubes.llm.models.profiles import need, read, stretch
+from nubes.llm.scheduling.load import Load
 
 ROWS = 65_536  # of the prompt table: 8,192 tokens, or 64 prompts of 512, were measured
 BATCH = 1_024  # of the token table: up to 64 were measured

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from nubes.llm.load import Load
 from nubes.llm.models.facts import HALF, Gpu, Llm, gpu_facts, llm_facts
 from nubes.llm.models.profiles import layer_ms, need, stretch
+from nubes.llm.scheduling.load import Load
 
 if TYPE_CHECKING:
     import numpy as np

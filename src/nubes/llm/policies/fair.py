@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from nubes.kernel.policy import policy
+from nubes.llm.scheduling.sequence import Sequence
 from nubes.llm.seams import Ordering
-from nubes.llm.sequence import Sequence
 
 
 @policy("fair")

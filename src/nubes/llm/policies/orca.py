@@ -6,11 +6,11 @@ from collections import Counter
 
 from nubes.kernel.errors import UsageError
 from nubes.kernel.policy import Paper, policy
-from nubes.llm.load import Load
+from nubes.llm.scheduling.load import Load
+from nubes.llm.scheduling.sequence import Sequence
+from nubes.llm.scheduling.state import State
+from nubes.llm.scheduling.step import Step
 from nubes.llm.seams import Batch, Batching
-from nubes.llm.sequence import Sequence
-from nubes.llm.state import State
-from nubes.llm.step import Step
 
 PAPER = Paper("orca", "Orca", "Orca: A Distributed Serving System for Transformer-Based Generative Models", "OSDI 2022")
 RULES = ("max", "pow2", "oracle", "paged")

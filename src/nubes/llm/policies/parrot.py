@@ -10,10 +10,10 @@ from nubes.kernel.policy import Paper, policy
 from nubes.llm.cluster.member import Member
 from nubes.llm.cluster.seams import Ask, Routing
 from nubes.llm.policies.sarathi import StallFree
+from nubes.llm.scheduling.sequence import WAITING, Sequence
+from nubes.llm.scheduling.state import State
 from nubes.llm.seams import Batch, Ordering
-from nubes.llm.sequence import WAITING, Sequence
 from nubes.llm.spec import Work
-from nubes.llm.state import State
 
 PAPER = Paper(
     "parrot",

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nubes.kernel.errors import UsageError
 from nubes.kernel.policy import Paper, policy
-from nubes.llm.load import Load, StepModel
+from nubes.llm.scheduling.load import Load, StepModel
 from nubes.llm.seams import Retention
 
 if TYPE_CHECKING:
-    from nubes.llm.blocks import Idle
-    from nubes.llm.state import State
+    from nubes.llm.scheduling.blocks import Idle
+    from nubes.llm.scheduling.state import State
 
 PAPER = Paper(
     "pensieve", "Pensieve", "Stateful Large Language Model Serving with Pensieve", "EuroSys 2025"

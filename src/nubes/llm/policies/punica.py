@@ -7,8 +7,8 @@ from collections.abc import Sequence as Many
 from nubes.kernel.policy import Paper, policy
 from nubes.llm.cluster.member import Member
 from nubes.llm.cluster.seams import Ask, Migration, Move, Routing, Scaling
+from nubes.llm.scheduling.state import State
 from nubes.llm.seams import Batch, Batching
-from nubes.llm.state import State
 
 PAPER = Paper("punica", "Punica", "Punica: Multi-Tenant LoRA Serving", "MLSys 2024")
 

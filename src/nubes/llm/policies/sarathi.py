@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import ceil
 
 from nubes.kernel.policy import Paper, policy
+from nubes.llm.scheduling.sequence import Sequence
+from nubes.llm.scheduling.state import State
 from nubes.llm.seams import Batch, Batching
-from nubes.llm.sequence import Sequence
-from nubes.llm.state import State
 
 PAPER = Paper(
     "sarathi-serve",
@@ -23,7 +23,7 @@ class StallFree(Batching):
 
     Prompts that have begun go before new ones, which are admitted first come first served while blocks beyond the
     watermark are free and at most `max_seqs` run. The budget bounds how long an iteration takes, and with it the time
-    between tokens: `nubes.llm.tuning` finds it.
+    between tokens: `nubes.llm.scheduling.tuning` finds it.
 
     The parts it consists of, one without the other: `chunked=false` takes prompts whole, `hybrid=false` has iterations
     of chunks and iterations of decodes, in turn.

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from nubes.kernel.policy import Paper, policy
+from nubes.llm.scheduling.sequence import Sequence
+from nubes.llm.scheduling.state import State
 from nubes.llm.seams import Batch, Batching, Ordering
-from nubes.llm.sequence import Sequence
-from nubes.llm.state import State
 
 PAPER = Paper("s-lora", "S-LoRA", "S-LoRA: Scalable Serving of Thousands of LoRA Adapters", "MLSys 2024")
 

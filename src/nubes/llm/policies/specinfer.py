@@ -6,12 +6,12 @@ from collections.abc import Sequence as Many
 
 from nubes.kernel.errors import UsageError
 from nubes.kernel.policy import Paper, policy
-from nubes.llm.load import Load
+from nubes.llm.scheduling.load import Load
+from nubes.llm.scheduling.state import State
 from nubes.llm.seams import Draft, Speculation
 from nubes.llm.speculative.ngrams import Ngrams
 from nubes.llm.speculative.planner import Hits, Times, best, size
 from nubes.llm.speculative.tree import MOST
-from nubes.llm.state import State
 
 PAPER = Paper(
     "specinfer",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import ceil
 
 from nubes.kernel.policy import Paper, policy
+from nubes.llm.scheduling.sequence import Sequence
+from nubes.llm.scheduling.state import State
 from nubes.llm.seams import Batch, Batching, Preemption
-from nubes.llm.sequence import Sequence
-from nubes.llm.state import State
 
 PAPER = Paper(
     "vllm-pagedattention",

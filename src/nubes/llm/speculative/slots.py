@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nubes.llm.sequence import DECODE, Sequence
-from nubes.llm.step import Guess, Step
+from nubes.llm.scheduling.sequence import DECODE, Sequence
+from nubes.llm.scheduling.step import Guess, Step
 
 if TYPE_CHECKING:
-    from nubes.llm.scheduler import Scheduler
-    from nubes.llm.state import State
+    from nubes.llm.scheduling.scheduler import Scheduler
+    from nubes.llm.scheduling.state import State
 
 
 def widths(scheduler: Scheduler, step: Step) -> tuple[int, ...]:

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nubes.llm.scheduler import Scheduler
+from nubes.llm.scheduling.scheduler import Scheduler
+from nubes.llm.scheduling.step import Guess, Step
 from nubes.llm.spec import Delta
 from nubes.llm.speculative import slots
 from nubes.llm.speculative.tree import ROOT, Tree
 from nubes.llm.speculative.verify import accepted
-from nubes.llm.step import Guess, Step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nubes.llm.choice import Choice
+    from nubes.llm.engine.choice import Choice
     from nubes.llm.runtime.rows import Runtime
 
 Move = tuple[int, int, int, int]  # from block and offset, to block and offset

@@ -12,9 +12,9 @@ from nubes.drivers.sim.stages import Stages
 from nubes.kernel.errors import UsageError
 from nubes.kernel.policy import SEAMS, find
 from nubes.llm import seams  # noqa: F401  (they are open once it is imported)
-from nubes.llm.load import StepModel
 from nubes.llm.models import gpu_facts
-from nubes.llm.scheduler import Scheduler
+from nubes.llm.scheduling.load import StepModel
+from nubes.llm.scheduling.scheduler import Scheduler
 
 ENGINE_SEAMS = ("batching", "ordering", "preemption", "retention")
 DEFAULTS = {seam: SEAMS[seam].default for seam in ENGINE_SEAMS}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nubes.kernel.errors import UsageError
-from nubes.llm.load import Load, StepModel
 from nubes.llm.models import gpu_facts, kv_tokens, llm_facts, step_model
+from nubes.llm.scheduling.load import Load, StepModel
 from nubes.replay.llm.configuration import Configuration
 from nubes.replay.llm.measures import Measures
 from nubes.replay.llm.report import Result

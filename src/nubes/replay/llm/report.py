@@ -15,7 +15,7 @@ from nubes.replay.measures import Percentiles, curve
 
 if TYPE_CHECKING:
     from nubes.drivers.sim.llm import Served
-    from nubes.llm.recording import Recording
+    from nubes.llm.engine.recording import Recording
 
 # What configurations can be put in order by, lowest first.
 METRICS: dict[str, Callable[[Measures], float]] = {

@@ -14,8 +14,8 @@ from nubes.replay.llm.report import Report, Result, gap_of, row_of
 from nubes.replay.runner import AS_LIVE, Progress, run
 
 if TYPE_CHECKING:
-    from nubes.llm.load import StepModel
-    from nubes.llm.recording import Recording
+    from nubes.llm.engine.recording import Recording
+    from nubes.llm.scheduling.load import StepModel
     from nubes.replay.llm.slo import Slo
     from nubes.workloads.llm import LLMWorkload
 
@@ -65,7 +65,7 @@ def replay_llm(
     far that is from what was measured is the report's gap. At most `jobs` processes run at a time (default: one for
     each core). `progress` is told the share that is done, and of what.
     """
-    from nubes.llm.recording import Recording
+    from nubes.llm.engine.recording import Recording
 
     if not configurations:
         raise UsageError("There is nothing to compare.", "Name at least one policy: --batching sarathi,vllm.")

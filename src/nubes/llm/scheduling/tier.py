@@ -7,11 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nubes.llm.blocks import Idle
+    from nubes.llm.scheduling.blocks import Idle
+    from nubes.llm.scheduling.sequence import Sequence
+    from nubes.llm.scheduling.state import State
+    from nubes.llm.scheduling.step import Step
     from nubes.llm.seams import Retention
-    from nubes.llm.sequence import Sequence
-    from nubes.llm.state import State
-    from nubes.llm.step import Step
 
 BATCH = 64  # of the blocks in host memory a 64th is dropped at a time: to choose them costs a look at all
 

@@ -8,8 +8,8 @@ stay     the target has not              unreserve
 
 from __future__ import annotations
 
-from nubes.llm.scheduler import Scheduler
-from nubes.llm.sequence import DECODE, MOVING, Sequence
+from nubes.llm.scheduling.scheduler import Scheduler
+from nubes.llm.scheduling.sequence import DECODE, MOVING, Sequence
 
 
 def depart(scheduler: Scheduler, sequence: Sequence) -> None:

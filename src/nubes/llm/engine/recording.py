@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nubes.kernel.errors import UsageError
-from nubes.llm.load import Load
+from nubes.llm.scheduling.load import Load
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from nubes.llm.engine import LocalEngine
+    from nubes.llm.engine.local import LocalEngine
     from nubes.llm.models.cpu import Cpu
-    from nubes.llm.sequence import Sequence
+    from nubes.llm.scheduling.sequence import Sequence
     from nubes.workloads.llm import LLMWorkload
 
 HALF = 2  # bytes of a number in KV, as a rule

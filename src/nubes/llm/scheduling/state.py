@@ -6,9 +6,9 @@ from bisect import insort
 from collections.abc import Mapping
 from collections.abc import Sequence as Keys
 
-from nubes.llm.blocks import BlockPool
 from nubes.llm.lora.paging import Adapters
-from nubes.llm.sequence import WAITING, Sequence
+from nubes.llm.scheduling.blocks import BlockPool
+from nubes.llm.scheduling.sequence import WAITING, Sequence
 
 
 def by_rank(sequence: Sequence) -> tuple[tuple[float, ...], int]:

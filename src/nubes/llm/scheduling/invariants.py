@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from nubes.llm.sequence import DECODE, MOVING, PREFILL, SWAPPED, WAITING
-from nubes.llm.state import State, by_rank
+from nubes.llm.scheduling.sequence import DECODE, MOVING, PREFILL, SWAPPED, WAITING
+from nubes.llm.scheduling.state import State, by_rank
 
 
 def check(state: State) -> None:

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nubes.llm.host import HostMemory
+from nubes.llm.engine.host import HostMemory
+from nubes.llm.engine.ragged import ragged
 from nubes.llm.lora.paging import Fill
 from nubes.llm.lora.segments import Placed
 from nubes.llm.lora.store import Store
-from nubes.llm.ragged import ragged
-from nubes.llm.sequence import Sequence
-from nubes.llm.state import State
-from nubes.llm.step import Step
+from nubes.llm.scheduling.sequence import Sequence
+from nubes.llm.scheduling.state import State
+from nubes.llm.scheduling.step import Step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nubes.llm.cache.fusing import Blender
-    from nubes.llm.choice import Choice
+    from nubes.llm.engine.choice import Choice
     from nubes.llm.runtime.rows import Runtime
     from nubes.llm.speculative.tree import Tree
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nubes.llm.sequence import DECODE, SWAPPED, WAITING, Sequence
-from nubes.llm.step import Step
+from nubes.llm.scheduling.sequence import DECODE, SWAPPED, WAITING, Sequence
+from nubes.llm.scheduling.step import Step
 
 if TYPE_CHECKING:
-    from nubes.llm.scheduler import Scheduler
+    from nubes.llm.scheduling.scheduler import Scheduler
 
 
 def grow(scheduler: Scheduler, step: Step, now: float) -> None:

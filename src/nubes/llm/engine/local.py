@@ -19,26 +19,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nubes.kernel.errors import Overloaded
-from nubes.llm.asking import MAX_WIDTH, check
 from nubes.llm.cache.fusing import Blender
 from nubes.llm.cache.texts import TextStore
-from nubes.llm.choice import Choice, Job
-from nubes.llm.content import BlockKeys
+from nubes.llm.engine.asking import MAX_WIDTH, check
+from nubes.llm.engine.choice import Choice, Job
+from nubes.llm.engine.model import Model
+from nubes.llm.engine.stream import Stream, hand_over
 from nubes.llm.errors import ContextTooLong
 from nubes.llm.live import Deltas, Stats, Tokens
 from nubes.llm.lora.store import Store
-from nubes.llm.model import Model
-from nubes.llm.scheduler import Scheduler
-from nubes.llm.sequence import DECODE, Sequence
+from nubes.llm.scheduling.content import BlockKeys
+from nubes.llm.scheduling.scheduler import Scheduler
+from nubes.llm.scheduling.sequence import DECODE, Sequence
+from nubes.llm.scheduling.step import Step
 from nubes.llm.spec import Delta, Finish, Request
 from nubes.llm.speculative.stepping import Guesses
-from nubes.llm.step import Step
-from nubes.llm.stream import Stream, hand_over
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nubes.llm.recording import Recorder
+    from nubes.llm.engine.recording import Recorder
     from nubes.llm.runtime.rows import Runtime
     from nubes.llm.seams import Fusion, Retention, Speculation
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nubes.llm.load import Load
+from nubes.llm.scheduling.load import Load
 
 if TYPE_CHECKING:
     from nubes.llm.lora.paging import Fill
-    from nubes.llm.sequence import Sequence
+    from nubes.llm.scheduling.sequence import Sequence
 
 
 class Chunk(msgspec.Struct, eq=False):

@@ -10,10 +10,10 @@ import numpy as np
 
 from nubes.llm.lora.segments import Placed, segments
 from nubes.llm.runtime.rows import Rows
-from nubes.llm.sequence import Sequence
+from nubes.llm.scheduling.sequence import Sequence
+from nubes.llm.scheduling.state import State
+from nubes.llm.scheduling.step import Step
 from nubes.llm.speculative.tree import Tree
-from nubes.llm.state import State
-from nubes.llm.step import Step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

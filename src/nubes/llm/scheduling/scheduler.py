@@ -17,15 +17,15 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 from nubes.kernel.policy import make
-from nubes.llm.blocks import Idle
-from nubes.llm.load import Load
 from nubes.llm.lora.batch import fetch, weigh
-from nubes.llm.memory import grow, resume
+from nubes.llm.scheduling.blocks import Idle
+from nubes.llm.scheduling.load import Load
+from nubes.llm.scheduling.memory import grow, resume
+from nubes.llm.scheduling.sequence import DECODE, DONE, MOVING, PREFILL, SWAPPED, WAITING, Sequence
+from nubes.llm.scheduling.state import State, by_rank
+from nubes.llm.scheduling.step import Chunk, Step
+from nubes.llm.scheduling.tier import HostTier
 from nubes.llm.seams import Batching, Ordering, Preemption, Retention, Speculation
-from nubes.llm.sequence import DECODE, DONE, MOVING, PREFILL, SWAPPED, WAITING, Sequence
-from nubes.llm.state import State, by_rank
-from nubes.llm.step import Chunk, Step
-from nubes.llm.tier import HostTier
 
 
 class Scheduler:

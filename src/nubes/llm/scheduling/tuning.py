@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nubes.kernel.errors import UsageError
-from nubes.llm.load import Load, StepModel
+from nubes.llm.scheduling.load import Load, StepModel
 
 MOST = 16_384  # rows: beyond that a device has long been busy
 

@@ -34,6 +34,6 @@ def check(request: Request, tokens: Tokens, context: int) -> None:
             "Shorten the prompt, or ask for fewer tokens.",
         )
     if sampling.grammar is not None:
-        from nubes.llm import structured
+        from nubes.llm.engine import structured
 
         structured.check(sampling.grammar, tokens)

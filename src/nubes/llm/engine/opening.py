@@ -12,7 +12,7 @@ from nubes.kernel.units import size_bytes
 
 if TYPE_CHECKING:
     from nubes.llm.checkpoint import Checkpoint
-    from nubes.llm.engine import LocalEngine
+    from nubes.llm.engine.local import LocalEngine
     from nubes.llm.runtime.rows import Runtime
     from nubes.llm.runtime.weights import Format as Packed
 
@@ -39,7 +39,7 @@ def open_engine(
     `BrokenModel`.
     """
     from nubes.llm.checkpoint import load
-    from nubes.llm.engine import LocalEngine
+    from nubes.llm.engine.local import LocalEngine
 
     checkpoint = load(model)
     runtime = open_runtime(checkpoint, format, device, threads, size_bytes(kv_memory, "kv_memory"))

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nubes.llm.answer import Answer
-from nubes.llm.content import BlockKeys
+from nubes.llm.engine.answer import Answer
+from nubes.llm.engine.sampling import Sampler, likeliest, log_softmax
 from nubes.llm.live import Tokens
-from nubes.llm.sampling import Sampler, likeliest, log_softmax
-from nubes.llm.sequence import Sequence
+from nubes.llm.scheduling.content import BlockKeys
+from nubes.llm.scheduling.sequence import Sequence
 from nubes.llm.spec import Delta, Request, TokenLogprob
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from nubes.llm.engine.structured import Constraint
     from nubes.llm.lora.adapter import Adapter
     from nubes.llm.seams import Draft
-    from nubes.llm.structured import Constraint
 
 
 class Job:
@@ -127,6 +127,6 @@ class Choice:
 def _constraint(request: Request, tokens: Tokens) -> Constraint | None:
     if request.sampling.grammar is None:
         return None
-    from nubes.llm.structured import Constraint
+    from nubes.llm.engine.structured import Constraint
 
     return Constraint(request.sampling.grammar, tokens)

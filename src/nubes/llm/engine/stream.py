@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from nubes.llm.choice import Job
+from nubes.llm.engine.choice import Job
 from nubes.llm.spec import Delta
 
 

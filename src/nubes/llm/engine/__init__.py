@@ -1,0 +1,1 @@
+"""The real mechanism: a model that runs the scheduler's steps, and the text around it."""
