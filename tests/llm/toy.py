@@ -11,6 +11,7 @@ import numpy as np
 
 from nubes.llm.engine.local import LocalEngine
 from nubes.llm.runtime.rows import Rows
+from nubes.llm.runtime.slots import Move
 from nubes.llm.spec import Delta, Request, Sampling, Shape
 
 VOCAB = 300
@@ -34,8 +35,7 @@ class ToyRuntime:
         self.blocks, self.block_size = blocks, block_size
         self.kv = np.full((blocks, block_size), -1, np.int64)
         self.block_bytes = self.kv[0].nbytes
-        self.keys = self.kv[:, None, None, None, :]
-        self.values = np.zeros((blocks, 1, 1, block_size, 1))
+        self.slots = self
         self.poison = poison
         self.break_next = False
         self.steps = 0
@@ -66,6 +66,11 @@ class ToyRuntime:
             if self.poison in seen:
                 logits[at, 3] = np.nan
         return logits
+
+    def move(self, moves: Sequence[Move]) -> None:
+        if moves:
+            blocks, offsets, to_blocks, to_offsets = np.array(moves).T
+            self.kv[to_blocks, to_offsets] = self.kv[blocks, offsets]
 
     def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
         for source, target in pairs:

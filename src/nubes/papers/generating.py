@@ -38,10 +38,11 @@ def missing() -> str:
 def opened(format: str, slots: int, block_size: int = 16) -> tuple[Checkpoint, Runtime]:
     """The model with room for `slots` tokens of KV; `format` is that of its weights."""
     from nubes.llm.checkpoint import load
-    from nubes.llm.engine.opening import open_runtime
+    from nubes.llm.engine.opening import BLOCK, open_runtime
+    from nubes.llm.runtime.slots import block_bytes
 
     checkpoint = load(MODEL)
-    kv_bytes = slots * checkpoint.shape.kv_values * (4 if format == "fp32" else 2)
+    kv_bytes = slots // BLOCK * block_bytes(checkpoint.shape, BLOCK, 4 if format == "fp32" else 1)
     return checkpoint, open_runtime(checkpoint, format, "cpu", None, kv_bytes, block_size)
 
 

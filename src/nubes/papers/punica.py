@@ -241,7 +241,7 @@ def served(ctx: Context) -> Iterator[Result]:
     values: dict[Claim, list[float]] = {claim: [] for claim in SERVED}
     for seed in ctx.each("the engine"):
         checkpoint, runtime = opened("int8", 8_000)
-        adapters = many(checkpoint.shape, [RANK] * count, seed, runtime.kv.dtype)
+        adapters = many(checkpoint.shape, [RANK] * count, seed, runtime.slots.dtype)
         draw = np.random.default_rng(seed)
         settings = {
             "identical": [0] * count,

@@ -110,7 +110,7 @@ def live(ctx: Context) -> Iterator[Result]:
     for seed in ctx.each("a model with 500 adapters"):
         values[EXACT].append(difference(seed))
         checkpoint, runtime = opened("int8", SLOTS)
-        adapters = many(checkpoint.shape, [RANKS[n % 4] for n in range(500)], seed, runtime.kv.dtype)
+        adapters = many(checkpoint.shape, [RANKS[n % 4] for n in range(500)], seed, runtime.slots.dtype)
         asks = requests(count, 200, seed)
         few, lots = requests(count, 10, seed), requests(count, 500, seed)
         plain = [ask._replace(adapter="") for ask in asks]

@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, sleep
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,8 +114,3 @@ class ChunkStore:
             wait_s = self._busy_until_s - monotonic()
             if wait_s > 0:
                 sleep(wait_s)
-
-
-def as_rows(array: Any) -> NDArray[np.float32]:
-    """A runtime's array, whatever its kind, as float32 in host memory."""
-    return np.asarray(array if isinstance(array, np.ndarray) else array.float().cpu().numpy(), np.float32)

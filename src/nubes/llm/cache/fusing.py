@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nubes.kernel.policy import make
-from nubes.llm.cache.chunks import as_rows
-from nubes.llm.cache.restoring import like
 from nubes.llm.cache.texts import TextStore, key_of
 from nubes.llm.runtime.rotary import angles
 from nubes.llm.runtime.rows import Rows, Runtime, causal
@@ -56,9 +54,8 @@ class Blender:
         rows = causal([(table, 0, count)])
         runtime.forward(runtime.embed(np.asarray(text, np.int32)), rows)
         blocks, offsets = self._places(table, np.arange(count))
-        keys = np.moveaxis(_host(runtime.keys[blocks, :, :, :, offsets]), 0, 1)
-        values = np.moveaxis(_host(runtime.values[blocks, :, :, offsets]), 0, 1)
-        self.store.put(key, np.ascontiguousarray(np.stack((keys, values), 1)))
+        layers = [runtime.slots.read(layer, blocks, offsets) for layer in range(runtime.shape.layers)]
+        self.store.put(key, np.array(layers, runtime.slots.dtype))
         return key
 
     def fuse(self, texts: Sequence[Sequence[int]], rest: Sequence[int], table: Sequence[int]) -> Any:
@@ -109,9 +106,9 @@ class Blender:
         """Which tokens go on: those whose fresh values differ most from the stored ones."""
         load.result()
         blocks, offsets = self._places(table, chosen)
-        stored = as_rows(self.runtime.values[blocks, layer, :, offsets])
+        _, stored = self.runtime.slots.read(layer, blocks, offsets)
         self.runtime.project(layer, x, rows)
-        fresh = as_rows(self.runtime.values[blocks, layer, :, offsets])
+        _, fresh = self.runtime.slots.read(layer, blocks, offsets)
         deviation = ((fresh - stored) ** 2).sum((1, 2))
         picked = self.fusion.select(deviation, min(count, len(chosen)))
         going = np.concatenate((picked, np.arange(len(chosen), len(x))))
@@ -136,10 +133,9 @@ class Blender:
         for key, start in turns:
             stored = self.store.layer(key, layer)
             blocks, offsets = self._places(table, np.arange(start, start + stored.shape[1]))
-            keys = turned(np.asarray(stored[0], np.float32), self._angles[start]) if start else stored[0]
-            self.runtime.keys[blocks, layer, :, :, offsets] = like(np.asarray(keys, np.float32), self.runtime.keys)
-            self.runtime.values[blocks, layer, :, offsets] = like(
-                np.asarray(stored[1], np.float32), self.runtime.values
+            keys, values = np.asarray(stored, np.float32)
+            self.runtime.slots.write(
+                layer, blocks, offsets, turned(keys, self._angles[start]) if start else keys, values
             )
 
     def _places(self, table: Sequence[int], slots: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -155,10 +151,6 @@ def turned(keys: NDArray[np.float32], by: NDArray[np.float32]) -> NDArray[np.flo
     cosine, sine = np.split(by, 2)
     a, b = np.split(keys, 2, -1)
     return np.concatenate((a * cosine - b * sine, b * cosine + a * sine), -1)
-
-
-def _host(array: Any) -> NDArray[np.generic]:
-    return array if isinstance(array, np.ndarray) else as_rows(array)
 
 
 def _some(rows: Rows, chosen: NDArray[np.intp]) -> Rows:

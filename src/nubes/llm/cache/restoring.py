@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nubes.llm.cache.chunks import ChunkStore, as_rows
+from nubes.llm.cache.chunks import ChunkStore
 from nubes.llm.cache.restoration import Costs, Plan
 from nubes.llm.runtime.rows import Runtime, causal
+from nubes.llm.runtime.slots import like
 
 
 class Restorer:
@@ -61,29 +62,17 @@ class Restorer:
         """[tokens, 2 * kv_heads * head_dim] as they lie in the cache."""
         slots = np.arange(start, end)
         blocks, offsets = np.asarray(table)[slots // self.runtime.block_size], slots % self.runtime.block_size
-        keys = as_rows(self.runtime.keys[blocks, layer, :, :, offsets])
-        values = as_rows(self.runtime.values[blocks, layer, :, offsets])
-        return np.stack((keys, values), 1).reshape(len(slots), -1)
+        return np.stack(self.runtime.slots.read(layer, blocks, offsets), 1).reshape(len(slots), -1)
 
     def _load_kv(self, session: str, layer: int, table: Sequence[int]) -> None:
         runtime, s = self.runtime, self.runtime.shape
         rows = self.store.read(session, layer).reshape(-1, 2, s.kv_heads, s.head_dim)
         slots = np.arange(len(rows))
         blocks, offsets = np.asarray(table)[slots // runtime.block_size], slots % runtime.block_size
-        runtime.keys[blocks, layer, :, :, offsets] = like(rows[:, 0], runtime.keys)
-        runtime.values[blocks, layer, :, offsets] = like(rows[:, 1], runtime.values)
+        runtime.slots.write(layer, blocks, offsets, rows[:, 0], rows[:, 1])
 
     def _stream(self, x: NDArray[np.float32]) -> Any:
         return x if isinstance(self.runtime.kv, np.ndarray) else like(x, self.runtime.embed(np.zeros(1, np.int32)))
-
-
-def like(rows: NDArray[np.float32], other: Any) -> Any:
-    """An array of the kind, type and device of `other`."""
-    if isinstance(other, np.ndarray):
-        return rows.astype(other.dtype, copy=False)
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(rows)).to(other.device, other.dtype)
 
 
 def measured(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from nubes.kernel.errors import UsageError
 from nubes.kernel.units import size_bytes
+from nubes.llm.runtime.slots import block_bytes
 
 if TYPE_CHECKING:
     from nubes.llm.checkpoint import Checkpoint
@@ -63,8 +64,7 @@ def open_runtime(
         from nubes.llm.runtime.build import NoCompiler
         from nubes.llm.runtime.native import NativeRuntime
 
-        value_bytes = 4 if format == "fp32" else 2
-        blocks = max(1, kv_bytes // (shape.kv_values * value_bytes * block_size))
+        blocks = max(1, kv_bytes // block_bytes(shape, block_size, 4 if format == "fp32" else 1))
         try:
             return NativeRuntime(
                 checkpoint, cast("Packed", format), blocks, block_size, threads or len(os.sched_getaffinity(0))
@@ -75,7 +75,7 @@ def open_runtime(
     from nubes.llm.runtime.torch import TorchRuntime
 
     wide: Literal["fp32", "bf16"] = "fp32" if format == "fp32" else "bf16"  # what PyTorch runs in place of few bits
-    blocks = max(1, kv_bytes // (shape.kv_values * (4 if wide == "fp32" else 2) * BLOCK))
+    blocks = max(1, kv_bytes // block_bytes(shape, BLOCK, 4 if wide == "fp32" else 2))
     return TorchRuntime(checkpoint, wide, blocks, BLOCK, device)
 
 

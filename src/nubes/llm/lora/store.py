@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from numpy.typing import DTypeLike
 
 from nubes.kernel.errors import NotFound, UsageError
@@ -24,8 +23,8 @@ class Store:
 
     def __init__(self, runtime: Runtime) -> None:
         self.shape = runtime.shape
-        self.block_values = int(np.prod(tuple(runtime.kv.shape[1:])))
-        self.dtype: DTypeLike = runtime.kv.dtype if isinstance(runtime.kv, np.ndarray) else np.float32
+        self.block_values = runtime.slots.pages.shape[1]
+        self.dtype: DTypeLike = runtime.slots.dtype
         self.names: dict[str, Adapter] = {}
         self.sizes: dict[str, int] = {}
         self._alive: weakref.WeakValueDictionary[str, Adapter] = weakref.WeakValueDictionary()

@@ -1,22 +1,37 @@
 /* Attention of rows to a paged KV cache, a tile of rows and a chunk of KV at a time, with an online softmax.
 
-   A block holds, layer by layer, keys [kv_heads][head_dim][block_size] and values [kv_heads][block_size][head_dim]:
-   keys lie across, so that a vector of sixteen scores needs no sum over lanes. */
+   A block holds, layer by layer, of floats: keys [kv_heads][head_dim][block_size] and values
+   [kv_heads][block_size][head_dim]. Of bytes, each token's of a head with a scale of its own: keys
+   [kv_heads][block_size / 16][head_dim / 4][16][4], + 128, values [kv_heads][block_size / 2][head_dim][2], then as floats
+   the scales of keys and those of values [kv_heads][block_size]. Keys lie across, so that a vector of scores needs no sum
+   over its lanes. */
 #ifndef NUBES_ATTENTION_H
 #define NUBES_ATTENTION_H
 
 #include "kernels.h"
 
-enum { CHUNK = 64, QUERIES = 96, MAX_HEAD = 256 };
+enum { CHUNK = 64, QUERIES = 96, MAX_HEAD = 256, GROUP = 16, GROUPS = CHUNK / GROUP };
 
 /* Per thread. */
 typedef struct {
     float q[QUERIES * MAX_HEAD], o[QUERIES * MAX_HEAD]; /* [queries][dim] */
     float s[QUERIES][CHUNK];
-    float k[MAX_HEAD * CHUNK], v[CHUNK * MAX_HEAD]; /* [dim][CHUNK], [CHUNK][dim] */
     float top[QUERIES + LANES], fade[QUERIES + LANES];
     vf sum[QUERIES];
+    float k[MAX_HEAD * CHUNK], v[CHUNK * MAX_HEAD]; /* floats: [dim][CHUNK], [CHUNK][dim] */
+    int8_t bytes[QUERIES * MAX_HEAD];               /* bytes: the queries, and the weights of values */
+    float scale[QUERIES], low[QUERIES], key_scale[CHUNK], value_scale[CHUNK];
+    int32_t bias[QUERIES];
+    int16_t p[QUERIES][CHUNK];
 } attention_scratch;
+
+/* One sequence's KV of a layer and head: its table of blocks, and where block 0 would have it. */
+typedef struct {
+    const int32_t *blocks;
+    const char *keys, *values, *key_scales, *value_scales;
+    long block_bytes;
+    int block_size, dim;
+} kv_view;
 
 /* What a row sees: slots below `visible`, and slot visible + b for each bit b of `extra`. */
 typedef struct {
@@ -54,11 +69,124 @@ static void products(int rows, const float *a, long lda, const float *b, long ld
     }
 }
 
-/* Attend `n` queries in `t->q` (scaled already), `views[i]` saying what each sees, to one sequence's blocks of one
-   layer and KV head. Leaves the result in `t->o`. `blocks` is the sequence's table; `keys` and `values` are where block
-   0 would have them. */
-INLINE void attend(attention_scratch *t, int n, const view *views, const int32_t *blocks, const char *keys,
-                   const char *values, long block_bytes, int block_size, int dim, const int is_half) {
+/* Floats: the keys and values of a chunk side by side, and the scores. */
+static void scores_f(attention_scratch *t, int n, const kv_view *kv, int start, int tokens) {
+    const int size = kv->block_size, dim = kv->dim;
+    for (int c = 0; c < tokens; c += LANES) {
+        const int slot = start + c, offset = slot % size;
+        const long base = kv->blocks[slot / size] * kv->block_bytes;
+        const float *k = (const float *)(kv->keys + base) + offset, *v = (const float *)(kv->values + base);
+        for (int d = 0; d < dim; d++) store(t->k + d * CHUNK + c, load(k + d * size));
+        const int count = tokens - c < LANES ? tokens - c : LANES; /* what lies behind may be another's NaN */
+        memcpy(t->v + c * dim, v + offset * dim, sizeof(float) * (size_t)(count * dim));
+    }
+    products(n, t->q, dim, t->k, CHUNK, dim, t->s[0], CHUNK, (tokens + PANEL - 1) / PANEL * PANEL, NULL);
+}
+
+/* Scores of rows from `row` on and two groups of keys, of bytes. */
+INLINE void score_tile(const int rows, attention_scratch *t, int row, int dim, const char *const *keys, int at) {
+    vi acc[ROWS][ACROSS];
+    const int8_t *q = t->bytes + row * dim;
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < ACROSS; j++) acc[r][j] = splat_i(t->bias[row + r]);
+    for (int i = 0; i < dim; i += 4) {
+        vi w[ACROSS];
+        for (int j = 0; j < ACROSS; j++) w[j] = load_i(keys[j * LANES / GROUP] + i * GROUP + j * LANES % GROUP * 4);
+        for (int r = 0; r < rows; r++) {
+            int32_t x;
+            memcpy(&x, q + r * dim + i, 4);
+            for (int j = 0; j < ACROSS; j++) acc[r][j] = dot4(acc[r][j], w[j], x);
+        }
+    }
+    for (int j = 0; j < ACROSS; j++) {
+        const vf scale = load(t->key_scale + at + j * LANES);
+        for (int r = 0; r < rows; r++)
+            store(t->s[row + r] + at + j * LANES, to_float(acc[r][j]) * (scale * splat(t->scale[row + r])));
+    }
+}
+
+/* o = o * fade + p . v for rows from `row` on and a panel of columns, of bytes. */
+INLINE void mix_tile(const int rows, attention_scratch *t, int row, int dim, const char *const *values, int tokens,
+                     int column, float back) {
+    vi acc[ROWS][ACROSS];
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < ACROSS; j++) acc[r][j] = splat_i(0);
+    for (int i = 0; i < tokens; i += 2) {
+        const int8_t *v = (const int8_t *)values[i / GROUP] + i % GROUP * dim + 2 * column;
+        vi w[ACROSS];
+        for (int j = 0; j < ACROSS; j++) w[j] = load_pairs(v + 2 * j * LANES);
+        for (int r = 0; r < rows; r++) {
+            int32_t x;
+            memcpy(&x, t->p[row + r] + i, 4);
+            for (int j = 0; j < ACROSS; j++) acc[r][j] = dot2(acc[r][j], w[j], x);
+        }
+    }
+    for (int r = 0; r < rows; r++) {
+        float *o = t->o + (row + r) * dim + column;
+        for (int j = 0; j < ACROSS; j++)
+            store(o + j * LANES, fma_(load(o + j * LANES), splat(t->fade[row + r]), to_float(acc[r][j]) * splat(back)));
+    }
+}
+
+/* The power of two that makes weights of a chunk's values 15-bit numbers. */
+INLINE float widest(const float *scales) {
+    vf most = splat(0);
+    int exponent;
+    for (int c = 0; c < CHUNK; c += LANES) most = max_(load(scales + c), most);
+    frexpf(top_(most), &exponent);
+    return ldexpf(1, 14 - (exponent < -60 ? -60 : exponent > 60 ? 60 : exponent));
+}
+
+/* Where a chunk's KV is, of bytes; its scales side by side, 0 behind `tokens`. */
+INLINE void gather(attention_scratch *t, const kv_view *kv, int start, int tokens, const char **keys,
+                   const char **values) {
+    for (int g = 0; g < GROUPS; g++) {
+        const int slot = start + (g * GROUP < tokens ? g * GROUP : 0), offset = slot % kv->block_size;
+        const long base = kv->blocks[slot / kv->block_size] * kv->block_bytes;
+        const int count = tokens - g * GROUP;
+        keys[g] = kv->keys + base + offset * kv->dim;
+        values[g] = kv->values + base + offset * kv->dim;
+        memcpy(t->key_scale + g * GROUP, kv->key_scales + base + offset * 4, 4 * GROUP);
+        memcpy(t->value_scale + g * GROUP, kv->value_scales + base + offset * 4, 4 * GROUP);
+        for (int i = count < 0 ? 0 : count; i < GROUP; i++) t->value_scale[g * GROUP + i] = 0;
+    }
+}
+
+/* Scores to weights, exp(score - highest so far); `fade` is what earlier ones have to be multiplied with. The highest
+   is rounded up to a power of two, so that bytes' weights are rounded alike wherever chunks begin. */
+INLINE void soften(attention_scratch *t, int n, const view *views, int start, int lanes, int masked, const int in_bytes,
+                   float widen) {
+    float top[QUERIES + LANES];
+    for (int i = 0; i < n; i++) {
+        vf high = splat(t->top[i]);
+        for (int c = 0; c < lanes; c += LANES) {
+            vf x = load(t->s[i] + c);
+            if (masked) store(t->s[i] + c, x = choose(seen(views[i], start + c), x, splat(-1e30f)));
+            high = max_(high, x);
+        }
+        top[i] = ceilf(top_(high));
+    }
+    for (int i = 0; i < n; i += LANES) {
+        store(t->fade + i, exp2_(load(t->top + i) - load(top + i)));
+        store(t->top + i, load(top + i));
+    }
+    for (int i = 0; i < n; i++) {
+        vf sum = t->sum[i] * splat(t->fade[i]);
+        for (int c = 0; c < lanes; c += LANES) {
+            vf p = exp2_(load(t->s[i] + c) - splat(top[i]));
+            if (masked) p = choose(seen(views[i], start + c), p, splat(0));
+            sum += p;
+            if (in_bytes) store_s16(t->p[i] + c, nearest(p * load(t->value_scale + c) * splat(widen)));
+            else store(t->s[i] + c, p);
+        }
+        t->sum[i] = sum;
+    }
+}
+
+/* Attend `n` queries in `t->q` (scaled already, for powers of two), `views[i]` saying what each sees, to one sequence's
+   KV. Leaves the result in `t->o`. */
+INLINE void attend(attention_scratch *t, int n, const view *views, const kv_view *kv, const int in_bytes) {
+    const int dim = kv->dim;
     int limit = 0, least = views[0].visible;
     for (int i = 0; i < n; i++) {
         const int h = horizon(views[i]);
@@ -66,63 +194,28 @@ INLINE void attend(attention_scratch *t, int n, const view *views, const int32_t
         least = views[i].visible < least ? views[i].visible : least;
         t->top[i] = -1e30f;
         t->sum[i] = splat(0);
+        if (in_bytes) quantise(t->q + i * dim, dim, dim, t->bytes + i * dim, t->scale + i, t->low + i, t->bias + i);
     }
     memset(t->o, 0, sizeof(float) * (size_t)(n * dim));
     for (int start = 0; start < limit; start += CHUNK) {
-        const int tokens = limit - start < CHUNK ? limit - start : CHUNK, lanes = (tokens + LANES - 1) / LANES * LANES;
-        for (int c = 0; c < lanes; c += LANES) { /* keys, and values, as floats */
-            const int slot = start + c, offset = slot % block_size, later = slot + CHUNK < limit ? slot + CHUNK : slot;
-            const long base = blocks[slot / block_size] * block_bytes,
-                       ahead = blocks[later / block_size] * block_bytes - base;
-            if (is_half) {
-                const half *k = (const half *)(keys + base) + offset;
-                for (int d = 0; d < dim; d++) {
-                    store(t->k + d * CHUNK + c, load_half(k + d * block_size));
-                    __builtin_prefetch((const char *)(k + d * block_size) + ahead, 0, 2);
-                }
-            } else {
-                const float *k = (const float *)(keys + base) + offset;
-                for (int d = 0; d < dim; d++) store(t->k + d * CHUNK + c, load(k + d * block_size));
-            }
-            const int count = tokens - c < LANES ? tokens - c : LANES; /* what lies behind may be another's NaN */
-            if (is_half) {
-                const half *v = (const half *)(values + base) + offset * dim;
-                for (int i = 0; i < count * dim; i += LANES) {
-                    store(t->v + c * dim + i, load_half(v + i));
-                    __builtin_prefetch((const char *)(v + i) + ahead, 0, 2);
-                }
-            } else {
-                memcpy(t->v + c * dim, (const float *)(values + base) + offset * dim,
-                       sizeof(float) * (size_t)(count * dim));
-            }
-        }
-        products(n, t->q, dim, t->k, CHUNK, dim, t->s[0], CHUNK, (lanes + PANEL - 1) / PANEL * PANEL, NULL);
+        const int tokens = limit - start < CHUNK ? limit - start : CHUNK, lanes = (tokens + GROUP - 1) / GROUP * GROUP;
         const int masked = start + lanes > least;
-        float top[QUERIES + LANES];
-        for (int i = 0; i < n; i++) {
-            vf high = splat(t->top[i]);
-            for (int c = 0; c < lanes; c += LANES) {
-                vf x = load(t->s[i] + c);
-                if (masked) store(t->s[i] + c, x = choose(seen(views[i], start + c), x, splat(-1e30f)));
-                high = max_(high, x);
-            }
-            top[i] = top_(high);
+        if (!in_bytes) {
+            scores_f(t, n, kv, start, tokens);
+            soften(t, n, views, start, lanes, masked, 0, 1);
+            products(n, t->s[0], CHUNK, t->v, dim, tokens, t->o, dim, dim, t->fade);
+            continue;
         }
-        for (int i = 0; i < n; i += LANES) {
-            store(t->fade + i, exp_(load(t->top + i) - load(top + i)));
-            store(t->top + i, load(top + i));
-        }
-        for (int i = 0; i < n; i++) {
-            vf sum = t->sum[i] * splat(t->fade[i]);
-            for (int c = 0; c < lanes; c += LANES) {
-                vf p = exp_(load(t->s[i] + c) - splat(top[i]));
-                if (masked) p = choose(seen(views[i], start + c), p, splat(0));
-                store(t->s[i] + c, p);
-                sum += p;
-            }
-            t->sum[i] = sum;
-        }
-        products(n, t->s[0], CHUNK, t->v, dim, tokens, t->o, dim, dim, t->fade);
+        const char *keys[GROUPS], *values[GROUPS];
+        gather(t, kv, start, tokens, keys, values);
+        const float widen = widest(t->value_scale);
+        for (int r = 0; r < n; r += ROWS)
+            for (int c = 0; c < lanes; c += PANEL)
+                FOR_ROWS(n - r < ROWS ? n - r : ROWS, score_tile(N, t, r, dim, keys + c / GROUP, c))
+        soften(t, n, views, start, lanes, masked, 1, widen);
+        for (int r = 0; r < n; r += ROWS)
+            for (int d = 0; d < dim; d += PANEL)
+                FOR_ROWS(n - r < ROWS ? n - r : ROWS, mix_tile(N, t, r, dim, values, lanes, d, 1 / widen))
     }
     for (int i = 0; i < n; i++) {
         const float sum = sum_(t->sum[i]);

@@ -30,7 +30,7 @@ INLINE void finish(int op, int rows, vf acc[][ACROSS], float *out, long stride, 
         for (int j = 0; j < (op == GATED ? ACROSS / 2 : ACROSS); j++) {
             const vf x = acc[r][j];
             float *to = out + (op == GATED ? at / 2 : at) + j * LANES;
-            if (op == GATED) store(to, x / (splat(1) + exp_(-x)) * acc[r][j + ACROSS / 2]);
+            if (op == GATED) store(to, x / (splat(1) + exp2_(max_(splat(-87), x) * splat(-LOG2_E))) * acc[r][j + ACROSS / 2]);
             else store(to, op == ADD ? load(to) + x : x);
         }
     }

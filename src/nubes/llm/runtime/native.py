@@ -11,7 +11,7 @@ import numpy as np
 
 from nubes.kernel.errors import NubesError, UsageError
 from nubes.llm.lora.adapter import Adapter
-from nubes.llm.runtime import memory
+from nubes.llm.runtime import memory, slots
 from nubes.llm.runtime.adapted import adapted
 from nubes.llm.runtime.build import library
 from nubes.llm.runtime.rotary import angles
@@ -26,7 +26,7 @@ class _Model(ctypes.Structure):
 
     _fields_ = (
         *((name, _I) for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab")),
-        *((name, _I) for name in ("block_size", "half_kv", "threads")),
+        *((name, _I) for name in ("block_size", "byte_kv", "threads")),
         ("eps", ctypes.c_float),
         ("unused", ctypes.c_float),
         ("matrices", ctypes.POINTER(Matrix)),
@@ -45,7 +45,7 @@ class _Batch(ctypes.Structure):
 
 
 class NativeRuntime:
-    """Weights in panels, KV of fp32 with fp32 weights and of fp16 with others; `x` and logits are float32 arrays.
+    """Weights in panels, KV of fp32 with fp32 weights and of int8 with others; `x` and logits are float32 arrays.
 
     Inputs of int8 and int4 products are rounded to bytes with a scale for each row and 32 of them (as in
     Q8_0 of llama.cpp), or up to 96 of them for int8.
@@ -71,10 +71,10 @@ class NativeRuntime:
         self._library = declare(library(plain))
         self._weights = pack(self._library, checkpoint, format, threads)
         self._rope = angles(s)
-        kv = (blocks, s.layers, 2, s.kv_heads, block_size * s.head_dim), np.float32 if format == "fp32" else np.float16
+        value_bytes, dtype = (4, np.float32) if format == "fp32" else (1, np.uint8)
+        kv = (blocks, s.layers, slots.block_bytes(s, block_size, value_bytes) // s.layers // value_bytes), dtype
         self.kv = memory.mapped(kv_file, *kv) if kv_file else memory.zeros(*kv)
-        self.keys = self.kv[:, :, 0].reshape(blocks, s.layers, s.kv_heads, s.head_dim, block_size)
-        self.values = self.kv[:, :, 1].reshape(blocks, s.layers, s.kv_heads, block_size, s.head_dim)
+        self.slots: slots.Slots = (slots.Floats if format == "fp32" else slots.Bytes)(s, self.kv, block_size)
         self.block_bytes = self.kv.nbytes // blocks
         model = _Model(
             *(s.layers, s.hidden, s.heads, s.kv_heads, s.head_dim, s.ffn, s.vocab),
@@ -120,8 +120,8 @@ class NativeRuntime:
         self._run(batch)
 
     def place(self, adapter: Adapter, nth: int, block: int) -> None:
-        piece = adapter.piece(nth, self.kv[0].size)
-        self.kv[block].reshape(-1)[: piece.size] = piece
+        piece = adapter.piece(nth, self.slots.pages.shape[1])
+        self.slots.pages[block, : piece.size] = piece
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         for source, target in pairs:
@@ -160,7 +160,7 @@ class NativeRuntime:
         )
         if rows.lora is not None:
             self._lora = adapted(
-                self.shape, self.kv, rows.lora, len(rows), self.threads
+                self.shape, self.slots.pages, rows.lora, len(rows), self.threads
             )  # lives for as long as the step
             batch.lora = ctypes.addressof(self._lora)
         return batch

@@ -13,6 +13,7 @@ from nubes.kernel.errors import UsageError
 from nubes.llm.checkpoint.blocks import Blocks
 from nubes.llm.lora.adapter import Adapter
 from nubes.llm.lora.segments import Segments
+from nubes.llm.runtime.slots import Slots
 from nubes.llm.spec import Shape
 
 Ints = NDArray[np.int32]
@@ -116,9 +117,8 @@ class Checkpoint(Protocol):
 class Runtime(Protocol):
     """A model that computes. Not for several threads at once.
 
-    `kv` is [blocks, layers, 2, kv_heads, block_size * head_dim]: a block is one contiguous piece, and may be copied,
-    swapped out or sent elsewhere as it is. `keys` [blocks, layers, kv_heads, head_dim, block_size] and `values`
-    [blocks, layers, kv_heads, block_size, head_dim] are views of it. Keys are stored as rotated.
+    `kv` is [blocks, ...]: a block is one contiguous piece, and may be copied, swapped out or sent elsewhere as it is.
+    Single tokens of it are seen through `slots`.
     """
 
     shape: Shape
@@ -126,8 +126,7 @@ class Runtime(Protocol):
     block_size: int
     block_bytes: int
     kv: Any
-    keys: Any
-    values: Any
+    slots: Slots
 
     def embed(self, tokens: Ints) -> Any:
         """The residual stream [rows, hidden] that these tokens start with."""

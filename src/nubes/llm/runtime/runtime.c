@@ -127,34 +127,59 @@ INLINE void turn(float *x, const float *rope, int dim) {
     }
 }
 
-static long layer_values(const model *m) { return 2L * m->kv_heads * m->head_dim * m->block_size; }
-static long value_bytes(const model *m) { return m->half_kv ? 2 : 4; }
-static long block_bytes(const model *m) { return m->layers * layer_values(m) * value_bytes(m); }
+static long head_bytes_kv(const model *m) { return (long)m->head_dim * m->block_size * (m->byte_kv ? 1 : 4); }
+static long layer_bytes(const model *m) {
+    return 2L * m->kv_heads * (head_bytes_kv(m) + (m->byte_kv ? 4L * m->block_size : 0));
+}
 
-/* Rotate a row's queries and keys, and put keys and values where they belong. */
+/* One sequence's KV of a layer and head. */
+static kv_view kv_of(const model *m, const batch *b, int sequence, int layer, int head) {
+    const long each = head_bytes_kv(m), all = m->kv_heads * each;
+    const char *keys = m->kv + layer * layer_bytes(m) + head * each;
+    const char *scales = m->kv + layer * layer_bytes(m) + 2 * all + head * 4L * m->block_size;
+    return (kv_view){b->tables + b->table_start[sequence],
+                     keys,
+                     keys + all,
+                     scales,
+                     scales + m->kv_heads * 4L * m->block_size,
+                     m->layers * layer_bytes(m),
+                     m->block_size,
+                     m->head_dim};
+}
+
+/* Put a row's key and value of a head where they belong. */
+INLINE void put(const kv_view *kv, int slot, const float *k, const float *v, const int in_bytes) {
+    const int size = kv->block_size, dim = kv->dim, offset = slot % size;
+    const long base = kv->blocks[slot / size] * kv->block_bytes;
+    char *keys = (char *)kv->keys + base, *values = (char *)kv->values + base;
+    if (!in_bytes) {
+        for (int i = 0; i < dim; i++) ((float *)keys)[offset + i * size] = k[i];
+        memcpy((float *)values + offset * dim, v, sizeof(float) * (size_t)dim);
+        return;
+    }
+    int8_t bytes[MAX_HEAD];
+    float low;
+    int32_t bias;
+    quantise(k, dim, dim, bytes, (float *)(kv->key_scales + base) + offset, &low, &bias);
+    for (int i = 0; i < dim; i++) bytes[i] ^= -128;
+    keys += offset / GROUP * GROUP * dim + offset % GROUP * 4;
+    for (int i = 0; i < dim; i += 4) memcpy(keys + i * GROUP, bytes + i, 4);
+    quantise(v, dim, dim, bytes, (float *)(kv->value_scales + base) + offset, &low, &bias);
+    values += offset / 2 * 2 * dim + offset % 2;
+    for (int i = 0; i < dim; i++) values[2 * i] = bytes[i];
+}
+
+/* Rotate a row's queries and keys, and keep keys and values. */
 static void place(const engine *e, const batch *b, int layer, int row) {
     const model *m = &e->m;
-    const int dim = m->head_dim, size = m->block_size, slot = b->slots[row];
+    const int dim = m->head_dim;
     float *q = e->qkv + (long)row * (m->heads + 2 * m->kv_heads) * dim, *k = q + m->heads * dim,
           *v = k + m->kv_heads * dim;
     for (float *head = q; head < v; head += dim) turn(head, m->rope + (long)b->positions[row] * dim, dim);
-    const int32_t block = b->tables[b->table_start[b->sequence[row]] + slot / size];
-    char *at = m->kv + block * block_bytes(m) + layer * layer_values(m) * value_bytes(m);
-    const long keys = slot % size, values = (long)m->kv_heads * dim * size + slot % size * dim;
     for (int h = 0; h < m->kv_heads; h++, k += dim, v += dim) {
-        const long skip = (long)h * dim * size;
-        if (m->half_kv) {
-            half *to = (half *)at + skip, turned[MAX_HEAD];
-            for (int i = 0; i < dim; i += LANES) {
-                store_half(turned + i, load(k + i));
-                store_half(to + values + i, load(v + i));
-            }
-            for (int i = 0; i < dim; i++) to[keys + i * size] = turned[i];
-        } else {
-            float *to = (float *)at + skip;
-            for (int i = 0; i < dim; i++) to[keys + i * size] = k[i];
-            memcpy(to + values, v, sizeof(float) * (size_t)dim);
-        }
+        const kv_view kv = kv_of(m, b, b->sequence[row], layer, h);
+        if (m->byte_kv) put(&kv, b->slots[row], k, v, 1);
+        else put(&kv, b->slots[row], k, v, 0);
     }
 }
 
@@ -163,10 +188,8 @@ static void look(engine *e, const batch *b, int t, int layer, tile w, int kv_hea
     const model *m = &e->m;
     attention_scratch *s = e->attention + t;
     const int dim = m->head_dim, group = m->heads / m->kv_heads, width = m->heads * dim;
-    const float scale = 1.0f / sqrtf((float)dim);
-    const int32_t *blocks = b->tables + b->table_start[b->sequence[w.first]];
-    const char *keys = m->kv + (layer * layer_values(m) + (long)kv_head * dim * m->block_size) * value_bytes(m);
-    const char *values = keys + (long)m->kv_heads * dim * m->block_size * value_bytes(m);
+    const float scale = LOG2_E / sqrtf((float)dim);
+    const kv_view kv = kv_of(m, b, b->sequence[w.first], layer, kv_head);
     for (int from = 0; from < group;
          from += QUERIES) { /* more than one round only if the group is larger than a tile */
         const int heads = group - from < QUERIES ? group - from : QUERIES, head = kv_head * group + from,
@@ -178,8 +201,8 @@ static void look(engine *e, const batch *b, int t, int layer, tile w, int kv_hea
             for (int d = 0; d < dim; d += LANES) store(s->q + i * dim + d, load(q + d) * splat(scale));
             views[i] = (view){b->visible[row], b->extra ? b->extra[row] : 0};
         }
-        if (m->half_kv) attend(s, n, views, blocks, keys, values, block_bytes(m), m->block_size, dim, 1);
-        else attend(s, n, views, blocks, keys, values, block_bytes(m), m->block_size, dim, 0);
+        if (m->byte_kv) attend(s, n, views, &kv, 1);
+        else attend(s, n, views, &kv, 0);
         for (int i = 0; i < n; i++) {
             const int row = w.first + i / heads, at = (head + i % heads) * dim;
             if (out->kind != FP32) to_bytes(&e->a, out, s->o + i * dim, row, at, dim);

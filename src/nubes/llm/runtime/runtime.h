@@ -9,7 +9,7 @@ enum { QKV, OUT, GATE_UP, DOWN, PER_LAYER };
 
 typedef struct {
     int32_t layers, hidden, heads, kv_heads, head_dim, ffn, vocab;
-    int32_t block_size, half_kv, threads;
+    int32_t block_size, byte_kv, threads;
     float eps, unused;
     const matrix *matrices; /* PER_LAYER for each layer, then embedding and head (which may be the same) */
     const float *norms;     /* [2 * layers + 1][hidden] */

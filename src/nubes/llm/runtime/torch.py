@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nubes.llm.lora.adapter import TARGETS, Adapter, sizes
+from nubes.llm.runtime import slots
 from nubes.llm.runtime.rotary import angles
 from nubes.llm.runtime.rows import Checkpoint, Ints, Rows
 
@@ -46,8 +47,9 @@ class TorchRuntime:
         self.kv = torch.zeros(
             (blocks, s.layers, 2, s.kv_heads, block_size * s.head_dim), dtype=self.dtype, device=device
         )
-        self.keys = self.kv[:, :, 0].view(blocks, s.layers, s.kv_heads, s.head_dim, block_size)
-        self.values = self.kv[:, :, 1].view(blocks, s.layers, s.kv_heads, block_size, s.head_dim)
+        floats = slots.Floats(s, self.kv, block_size)
+        self.slots: slots.Slots = floats
+        self._keys, self._values = floats.keys, floats.values
         self.block_bytes = self.kv[0].nbytes
 
     def embed(self, tokens: Ints) -> Any:
@@ -81,8 +83,8 @@ class TorchRuntime:
         self._project(layer, x, rows, self._plan(rows))
 
     def place(self, adapter: Adapter, nth: int, block: int) -> None:
-        piece = adapter.piece(nth, self.kv[0].numel())
-        self.kv[block].view(-1)[: piece.size] = self._torch.as_tensor(piece).to(self.dtype)
+        piece = adapter.piece(nth, self.slots.pages.shape[1])
+        self.slots.pages[block][: piece.size] = self._torch.as_tensor(piece).to(self.dtype)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         for source, target in pairs:
@@ -129,8 +131,8 @@ class TorchRuntime:
         layer, dim = self._layers[i], self.shape.head_dim
         h = self._rms(x, layer["input_layernorm"])
         q, k, v = (self._product(i, name, h, rows).unflatten(-1, (-1, dim)) for name in ("q_proj", "k_proj", "v_proj"))
-        self.keys[plan["blocks"], i, :, :, plan["offsets"]] = self._turn(k, plan)
-        self.values[plan["blocks"], i, :, plan["offsets"]] = v
+        self._keys[plan["blocks"], i, :, :, plan["offsets"]] = self._turn(k, plan)
+        self._values[plan["blocks"], i, :, plan["offsets"]] = v
         return self._turn(q, plan)
 
     def _product(self, i: int, target: str, x: Any, rows: Rows) -> Any:
@@ -159,8 +161,8 @@ class TorchRuntime:
         torch, s = self._torch, self.shape
         out = torch.zeros_like(q)
         for which, table, used, mask in plan["sequences"]:
-            k = self.keys[table, i].permute(1, 0, 3, 2).flatten(1, 2)[:, :used]  # [kv_heads, slots, head_dim]
-            v = self.values[table, i].transpose(0, 1).flatten(1, 2)[:, :used]
+            k = self._keys[table, i].permute(1, 0, 3, 2).flatten(1, 2)[:, :used]  # [kv_heads, slots, head_dim]
+            v = self._values[table, i].transpose(0, 1).flatten(1, 2)[:, :used]
             mine = q[which].transpose(0, 1).unflatten(0, (s.kv_heads, -1))  # [kv_heads, group, rows, head_dim]
             scores = (mine @ k.unsqueeze(1).mT).float() * s.head_dim**-0.5
             weights = scores.masked_fill(~mask, -1e30).softmax(-1) * mask  # who sees nothing gets nothing

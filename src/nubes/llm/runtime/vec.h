@@ -76,6 +76,18 @@ INLINE vi dot4(vi acc, vi w, int32_t a) {
 #endif
 }
 
+/* acc + the dot product of the two 16-bit numbers in each lane of `w` with the two of `a`. */
+INLINE vi dot2(vi acc, vi w, int32_t a) {
+#ifdef __AVX512VNNI__
+    return (vi)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(a));
+#else
+    return acc + (vi)_mm512_madd_epi16((__m512i)w, _mm512_set1_epi32(a));
+#endif
+}
+/* Signed bytes as 16-bit numbers, two in each lane. */
+INLINE vi load_pairs(const int8_t *p) { return (vi)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE void store_s16(int16_t *p, vi v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtsepi32_epi16((__m512i)v)); }
+
 #else
 #if LANES == 8
 INLINE vf splat(float x) { return _mm256_set1_ps(x); }
@@ -90,6 +102,8 @@ INLINE vi dot4(vi acc, vi w, int32_t a) {
     const __m256i low = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)), even);
     return acc + (vi)low + (vi)_mm256_madd_epi16(_mm256_srli_epi16(u, 8), odd);
 }
+INLINE vi dot2(vi acc, vi w, int32_t a) { return acc + (vi)_mm256_madd_epi16((__m256i)w, _mm256_set1_epi32(a)); }
+INLINE vi load_pairs(const int8_t *p) { return (vi)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
 #else
 INLINE vf splat(float x) { return (vf){x, x, x, x}; }
 INLINE vi splat_i(int32_t x) { return (vi){x, x, x, x}; }
@@ -111,6 +125,18 @@ INLINE vi dot4(vi acc, vi w, int32_t a) {
     memcpy(s, &a, sizeof s);
     EACH acc[i] += u[4 * i] * s[0] + u[4 * i + 1] * s[1] + u[4 * i + 2] * s[2] + u[4 * i + 3] * s[3];
     return acc;
+}
+INLINE vi dot2(vi acc, vi w, int32_t a) {
+    int16_t u[2 * LANES], s[2];
+    memcpy(u, &w, sizeof u);
+    memcpy(s, &a, sizeof s);
+    EACH acc[i] += u[2 * i] * s[0] + u[2 * i + 1] * s[1];
+    return acc;
+}
+INLINE vi load_pairs(const int8_t *p) {
+    int16_t u[2 * LANES];
+    for (int i = 0; i < 2 * LANES; i++) u[i] = p[i];
+    return load_i(u);
 }
 #endif
 INLINE vf abs_(vf a) { return (vf)((vi)a & splat_i(0x7fffffff)); }
@@ -147,27 +173,30 @@ INLINE vi round_(vf v) {
     return r;
 }
 INLINE void store_s8(int8_t *p, vi v) { EACH p[i] = (int8_t)v[i]; }
+INLINE void store_s16(int16_t *p, vi v) { EACH p[i] = (int16_t)v[i]; }
 #endif
 
+INLINE vi nearest(vf v) { return __builtin_convertvector(v + splat(0.5f), vi); } /* of what is not negative */
 INLINE vf to_float(vi a) { return __builtin_convertvector(a, vf); }
 
 /* Two nibbles a byte: the lower ones, and the upper ones. */
 INLINE vi lower(vi v) { return v & splat_i(0x0f0f0f0f); }
 INLINE vi upper(vi v) { return (v >> 4) & splat_i(0x0f0f0f0f); }
 
-/* e^x to about 2e-7 of its value for x in [-87, 88]; below that e^-87, and NaN for NaN. */
-INLINE vf exp_(vf x) {
+#define LOG2_E 1.44269504f
+
+/* 2^x to about 2e-7 of its value for x up to 127; 2^-126 for all that is less, and NaN for NaN. */
+INLINE vf exp2_(vf x) {
     const vf magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds, and leaves the integer in the low bits */
-    x = max_(splat(-87.0f), x);
-    const vf t = fma_(x, splat(1.44269504f), magic), n = t - magic;
-    const vf r = fma_(n, splat(-1.42860682e-6f), fma_(n, splat(-0.693145752f), x));
-    vf p = fma_(r, splat(1.3888889e-3f), splat(8.3333333e-3f));
-    p = fma_(p, r, splat(4.1666667e-2f));
-    p = fma_(p, r, splat(1.6666667e-1f));
-    p = fma_(p, r, splat(0.5f));
+    x = max_(splat(-126.0f), x);
+    const vf t = x + magic, r = x - (t - magic);
+    vf p = fma_(r, splat(1.5403530e-4f), splat(1.3333558e-3f));
+    p = fma_(p, r, splat(9.6181291e-3f));
+    p = fma_(p, r, splat(5.5504109e-2f));
+    p = fma_(p, r, splat(2.4022651e-1f));
+    p = fma_(p, r, splat(6.9314718e-1f));
     p = fma_(p, r, splat(1.0f));
-    p = fma_(p, r, splat(1.0f));
-    return p * (vf)(((vi)t << 23) + splat_i(0x3f800000)); /* times 2^n */
+    return p * (vf)(((vi)t << 23) + splat_i(0x3f800000)); /* times the power of two */
 }
 
 #endif

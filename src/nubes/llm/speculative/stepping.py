@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from nubes.llm.runtime.slots import Move
 from nubes.llm.scheduling.scheduler import Scheduler
 from nubes.llm.scheduling.step import Guess, Step
 from nubes.llm.spec import Delta
@@ -15,12 +14,11 @@ from nubes.llm.speculative.tree import ROOT, Tree
 from nubes.llm.speculative.verify import accepted
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from nubes.llm.engine.choice import Choice
     from nubes.llm.runtime.rows import Runtime
-
-Move = tuple[int, int, int, int]  # from block and offset, to block and offset
 
 
 class Guesses:
@@ -75,7 +73,7 @@ class Guesses:
 
     def settle(self, runtime: Runtime) -> None:
         """Brings the KV of the guesses that held to where it belongs. To be done before the next step."""
-        compact(runtime, self._moves)
+        runtime.slots.move(self._moves)
 
 
 def ranks(tree: Tree, nodes: Sequence[int], tokens: Sequence[int]) -> list[tuple[int, int]]:
@@ -101,12 +99,3 @@ def moves(blocks: Sequence[int], size: int, context: int, nodes: Sequence[int]) 
         for target, source in enumerate((context + node for node in nodes), context)
         if source != target
     ]
-
-
-def compact(runtime: Runtime, moves: Sequence[Move]) -> None:
-    """Moves the KV of single tokens, all at once."""
-    if not moves:
-        return
-    blocks, offsets, to_blocks, to_offsets = np.array(moves, np.int64).T
-    runtime.keys[to_blocks, :, :, :, to_offsets] = runtime.keys[blocks, :, :, :, offsets]
-    runtime.values[to_blocks, :, :, to_offsets] = runtime.values[blocks, :, :, offsets]
