@@ -41,7 +41,7 @@ def runtimes(checkpoint: Model) -> dict[str, Any]:
 
 def place(runtime: Any, adapter: Adapter, free: list[int]) -> Placed:
     """In blocks from anywhere in the pool."""
-    values = int(np.prod(runtime.kv.shape[1:]))
+    values = runtime.slots.pages.shape[1]
     blocks = [free.pop() for _ in range(adapter.blocks(values))]
     for nth, block in enumerate(blocks):
         runtime.place(adapter, nth, block)

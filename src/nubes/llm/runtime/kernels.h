@@ -63,25 +63,34 @@ INLINE void quantise(const float *x, int k, int group, int8_t *q, float *scale, 
     }
 }
 
-/* acc[r] = a[r] . b for `rows` rows of `a` and a panel's columns of `b`. */
-INLINE void multiply_f(const int rows, const float *a, long lda, const float *b, long ldb, int k, vf acc[][ACROSS]) {
-    for (int r = 0; r < rows; r++)
-        for (int j = 0; j < ACROSS; j++) acc[r][j] = splat(0);
-    for (int i = 0; i < k; i++, b += ldb) {
-        vf w[ACROSS];
-        for (int j = 0; j < ACROSS; j++) w[j] = load(b + j * LANES);
-        for (int r = 0; r < rows; r++) {
-            const vf x = splat(a[r * lda + i]);
-            for (int j = 0; j < ACROSS; j++) acc[r][j] = fma_(x, w[j], acc[r][j]);
-        }
-    }
-}
-
 /* What is needed after this tile: so many lines of 64 bytes are fetched with each part of a group. */
 typedef struct {
     const uint8_t *at;
     int lines;
 } soon;
+
+INLINE void fetch(soon *next) {
+    for (int i = 0; i < next->lines; i++, next->at += 64) __builtin_prefetch(next->at, 0, 2);
+}
+
+/* acc[r] = a[r] . b for `rows` rows of `a` and a panel's columns of `b`. */
+INLINE void multiply_f(const int rows, const float *a, long lda, const float *b, long ldb, int k, soon next,
+                       vf acc[][ACROSS]) {
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < ACROSS; j++) acc[r][j] = splat(0);
+    for (int part = 0; part < k; part += PART) {
+        const int end = k - part < PART ? k : part + PART;
+        fetch(&next);
+        for (int i = part; i < end; i++, b += ldb) {
+            vf w[ACROSS];
+            for (int j = 0; j < ACROSS; j++) w[j] = load(b + j * LANES);
+            for (int r = 0; r < rows; r++) {
+                const vf x = splat(a[r * lda + i]);
+                for (int j = 0; j < ACROSS; j++) acc[r][j] = fma_(x, w[j], acc[r][j]);
+            }
+        }
+    }
+}
 
 INLINE void multiply_q(const int rows, const int kind, const inputs *in, long row, const uint8_t *panel, int groups,
                        int parts, soon next, vf acc[][ACROSS]) {
@@ -96,7 +105,7 @@ INLINE void multiply_q(const int rows, const int kind, const inputs *in, long ro
         for (int r = 0; r < rows; r++)
             for (int j = 0; j < ACROSS; j++) s[r][j] = splat_i(kind == INT8 ? in->bias[first + r * groups + g] : 0);
         for (int part = 0; part < parts; part++, q += PART, panel += part_bytes(kind)) {
-            for (int i = 0; i < next.lines; i++, next.at += 64) __builtin_prefetch(next.at, 0, 2);
+            fetch(&next);
             for (int step = 0; step < PART / 4; step++) {
                 vi w[ACROSS];
                 for (int j = 0; j < ACROSS; j++) {
@@ -126,7 +135,7 @@ INLINE void multiply_kind(const int rows, const matrix *m, const uint8_t *panel,
                           soon next, vf acc[][ACROSS]) {
     const int groups = m->inputs / m->group;
     switch (kind) {
-    case FP32: multiply_f(rows, in->f + row * m->inputs, m->inputs, (const float *)panel, PANEL, m->inputs, acc); break;
+    case FP32: multiply_f(rows, in->f + row * m->inputs, m->inputs, (const float *)panel, PANEL, m->inputs, next, acc); break;
     case INT8: multiply_q(rows, INT8, in, row, panel, groups, m->group / PART, next, acc); break;
     case INT4: multiply_q(rows, INT4, in, row, panel, groups, 1, next, acc); break;
     default: multiply_q(rows, WIDE4, in, row, panel, groups, 1, next, acc);
@@ -139,9 +148,12 @@ INLINE void multiply_kind(const int rows, const matrix *m, const uint8_t *panel,
         enum { N = n };                                                                                                \
         call;                                                                                                          \
     } break;
-#if ROWS == 6
+#if ROWS == 12
 #define FOR_ROWS(rows, call)                                                                                           \
-    switch (rows) { CASE(1, call) CASE(2, call) CASE(3, call) CASE(4, call) CASE(5, call) CASE(6, call) }
+    switch (rows) {                                                                                                    \
+        CASE(1, call) CASE(2, call) CASE(3, call) CASE(4, call) CASE(5, call) CASE(6, call)                            \
+        CASE(7, call) CASE(8, call) CASE(9, call) CASE(10, call) CASE(11, call) CASE(12, call)                         \
+    }
 #else
 #define FOR_ROWS(rows, call)                                                                                           \
     switch (rows) { CASE(1, call) CASE(2, call) }

@@ -40,7 +40,7 @@ INLINE void one_tile(const int rows, const matrix *m, const uint8_t *panel, int 
                      int op, float *out, long stride, int p, soon next) {
     vf acc[ROWS][ACROSS];
     multiply_kind(rows, m, panel, kind, in, row, next, acc);
-    finish(op, rows, acc, out + row * stride, stride, p, m->outputs);
+    finish(op, rows, acc, out, stride, p, m->outputs);
 }
 
 static int panels(const matrix *m) { return (m->outputs + PANEL - 1) / PANEL; }
@@ -52,10 +52,10 @@ INLINE soon ahead(const matrix *m, const uint8_t *panel, int i, int tiles) {
     return (soon){panel + panel_bytes(m) + (long)done * 64 * parts, done < lines ? each : 0};
 }
 
-/* Panels `begin` ... `end - 1`, panel by panel, each for all rows that the cache holds. `wide` has room for one panel
-   as WIDE4. */
-static void linear(const matrix *m, const inputs *in, int rows, int begin, int end, int op, float *out, long stride,
-                   uint8_t *wide) {
+/* Panels `begin` ... `end - 1` for `rows` rows of `in` from `first` on, panel by panel, each for all rows that the cache
+   holds. `out` is where the first row goes. `wide` has room for one panel as WIDE4. */
+static void linear(const matrix *m, const inputs *in, long first, int rows, int begin, int end, int op, float *out,
+                   long stride, uint8_t *wide) {
     const int row_bytes = m->inputs * (m->kind == FP32 ? 4 : 1) + (end - begin) * PANEL * (op == GATED ? 2 : 4);
     const int fit = CACHED / row_bytes, most = fit > ROWS ? fit : ROWS;
     const int chunks = (rows + most - 1) / most;
@@ -69,8 +69,8 @@ static void linear(const matrix *m, const inputs *in, int rows, int begin, int e
             for (int i = 0; i < tiles; i++) {
                 const int row = start + count * i / tiles, n = start + count * (i + 1) / tiles - row;
                 const soon next = p + 1 < end ? ahead(m, panel, i, tiles) : (soon){NULL, 0};
-                FOR_ROWS(n, one_tile(N, m, spread ? wide : panel, spread ? WIDE4 : m->kind, in, row, op, out, stride, p,
-                                     next))
+                FOR_ROWS(n, one_tile(N, m, spread ? wide : panel, spread ? WIDE4 : m->kind, in, first + row, op,
+                                     out + row * stride, stride, p, next))
             }
         }
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -82,6 +83,7 @@ class NativeRuntime:
             self._weights.matrices,
             *(self._weights.norms.ctypes.data, self._rope.ctypes.data, self.kv.ctypes.data),
         )
+        self._logits: Floats = np.empty((0, s.vocab), np.float32)
         self._engine = self._library.nubes_open(ctypes.byref(model))
         if not self._engine:
             raise NubesError("There is no memory for the model's buffers.")
@@ -169,10 +171,16 @@ class NativeRuntime:
         outputs = np.ascontiguousarray(outputs, np.int32)
         if len(outputs) and (outputs.min() < 0 or outputs.max() >= batch.rows):
             raise UsageError("Logits are wanted of a row that is not there.")
-        logits = np.empty((len(outputs), self.shape.vocab), np.float32)
+        logits = self._room(len(outputs))
         batch.wanted, batch.outputs, batch.logits = len(outputs), outputs.ctypes.data, logits.ctypes.data
         self._run(batch)
         return logits
+
+    def _room(self, rows: int) -> Floats:
+        """Memory for logits: the last step's again, whose pages are there, unless somebody still holds some of it."""
+        if len(self._logits) < rows or sys.getrefcount(self._logits) > 2:
+            self._logits = np.empty((rows, self.shape.vocab), np.float32)
+        return self._logits[:rows]
 
     def _run(self, batch: _Batch) -> None:
         if not self.close.alive:

@@ -15,7 +15,7 @@ struct engine {
     model m;
     pool *threads;
     long capacity; /* rows that the buffers below are made for */
-    inputs a, b;   /* of a layer's halves: normed or attended, and the feed-forward's inside */
+    inputs normed, attended, inside; /* what goes into products: a row of each is one thread's */
     float *qkv;
     tile *tiles;
     int tile_count;
@@ -24,7 +24,10 @@ struct engine {
     long wide_bytes;
     atomic_int next; /* piece of attention that nobody took yet */
     const batch *b_now;
+    int by_rows; /* what threads share: rows, or panels */
 };
+
+enum { BLOCK = 96 }; /* rows of a thread that go through a layer together */
 
 static void *take(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
 
@@ -47,8 +50,9 @@ static void free_inputs(inputs *in) {
 }
 
 static void release(engine *e) {
-    free_inputs(&e->a);
-    free_inputs(&e->b);
+    free_inputs(&e->normed);
+    free_inputs(&e->attended);
+    free_inputs(&e->inside);
     free(e->qkv);
     free(e->tiles);
     e->qkv = NULL;
@@ -61,8 +65,8 @@ static int reserve(engine *e, long rows) {
     const model *m = &e->m;
     const long heads = (long)m->heads * m->head_dim, qkv = heads + 2L * m->kv_heads * m->head_dim;
     release(e);
-    const int good =
-        make_inputs(&e->a, rows * (heads > m->hidden ? heads : m->hidden)) & make_inputs(&e->b, rows * m->ffn);
+    const int good = make_inputs(&e->normed, rows * m->hidden) & make_inputs(&e->attended, rows * heads) &
+                     make_inputs(&e->inside, rows * m->ffn);
     e->qkv = take((size_t)(rows * qkv) * 4);
     e->tiles = malloc((size_t)rows * sizeof *e->tiles);
     if (!good || !e->qkv || !e->tiles) {
@@ -73,17 +77,6 @@ static int reserve(engine *e, long rows) {
     return 0;
 }
 
-/* This thread's share of a product of all rows, in panels `from` ... `to - 1`. */
-static void share(engine *e, int t, const matrix *m, const inputs *in, int rows, int op, float *out, long stride,
-                  int from, int to) {
-    const int n = to - from, begin = from + n * t / e->m.threads, end = from + n * (t + 1) / e->m.threads;
-    linear(m, in, rows, begin, end, op, out, stride, e->wide + t * e->wide_bytes);
-}
-
-static void whole(engine *e, int t, const matrix *m, const inputs *in, int rows, int op, float *out, long stride) {
-    share(e, t, m, in, rows, op, out, stride, 0, panels(m));
-}
-
 /* Columns `at` ... `at + count - 1` of a row that goes into `m`. */
 INLINE void to_bytes(const inputs *in, const matrix *m, const float *x, long row, int at, int count) {
     const long to = row * m->inputs + at, g = to / m->group;
@@ -92,12 +85,12 @@ INLINE void to_bytes(const inputs *in, const matrix *m, const float *x, long row
 
 static void norm(const engine *e, const float *x, const float *weight, long row, const matrix *m) {
     const int k = e->m.hidden;
-    float *to = e->a.f + row * k;
+    float *to = e->normed.f + row * k;
     vf square = splat(0);
     for (int i = 0; i < k; i += LANES) square = fma_(load(x + i), load(x + i), square);
     const vf scale = splat(1.0f / sqrtf(sum_(square) / (float)k + e->m.eps));
     for (int i = 0; i < k; i += LANES) store(to + i, load(x + i) * scale * load(weight + i));
-    if (m->kind != FP32) to_bytes(&e->a, m, to, row, 0, k);
+    if (m->kind != FP32) to_bytes(&e->normed, m, to, row, 0, k);
 }
 
 static void embed(const matrix *m, int32_t token, float *x) {
@@ -205,54 +198,90 @@ static void look(engine *e, const batch *b, int t, int layer, tile w, int kv_hea
         else attend(s, n, views, &kv, 0);
         for (int i = 0; i < n; i++) {
             const int row = w.first + i / heads, at = (head + i % heads) * dim;
-            if (out->kind != FP32) to_bytes(&e->a, out, s->o + i * dim, row, at, dim);
+            if (out->kind != FP32) to_bytes(&e->attended, out, s->o + i * dim, row, at, dim);
             if (out->kind == FP32 || b->lora)
-                memcpy(e->a.f + (long)row * width + at, s->o + i * dim, sizeof(float) * (size_t)dim);
+                memcpy(e->attended.f + (long)row * width + at, s->o + i * dim, sizeof(float) * (size_t)dim);
         }
     }
 }
 
-static void one_layer(engine *e, const batch *b, int t, int layer) {
+/* Few rows: each thread has some panels of every product, and all wait for all. Many: each has rows of its own, in
+   blocks that stay in its cache from one product to the next. */
+static void meet(engine *e) {
+    if (!e->by_rows) pool_barrier(e->threads);
+}
+
+/* A product of rows `begin` ... `end - 1` of this thread, or its panels, from `from` on, of all rows. The threads' rows of
+   `in` and `out` start `in_row` and `out_row` before `begin`. */
+static void product_of(engine *e, int t, const matrix *m, const inputs *in, int in_row, int begin, int end, int from,
+                       int op, float *out, int out_row, long stride) {
+    uint8_t *wide = e->wide + t * e->wide_bytes;
+    const int n = panels(m) - from;
+    if (e->by_rows) {
+        linear(m, in, begin - in_row, end - begin, from, from + n, op, out + (begin - out_row) * stride, stride, wide);
+        return;
+    }
+    linear(m, in, 0, e->b_now->rows, from + n * t / e->m.threads, from + n * (t + 1) / e->m.threads, op, out, stride,
+           wide);
+    pool_barrier(e->threads);
+}
+
+/* Up to the cache: rows `begin` ... `end - 1`. */
+static void before_attention(engine *e, const batch *b, int t, int layer, int begin, int end) {
     const model *m = &e->m;
-    const matrix *w = m->matrices + layer * PER_LAYER;
-    const int rows = b->rows, begin = b->lora ? b->lora->bounds[t] : (int)((long)rows * t / m->threads),
-              end = b->lora ? b->lora->bounds[t + 1] : (int)((long)rows * (t + 1) / m->threads);
+    const matrix *w = m->matrices + layer * PER_LAYER + QKV;
     const int hidden = m->hidden, qkv = (m->heads + 2 * m->kv_heads) * m->head_dim;
-    const float *norms = m->norms + (long)layer * 2 * hidden;
     for (int r = begin; r < end; r++) {
         if (b->keep)
-            memcpy(b->keep + ((long)layer * rows + r) * hidden, b->x + (long)r * hidden,
+            memcpy(b->keep + ((long)layer * b->rows + r) * hidden, b->x + (long)r * hidden,
                    sizeof(float) * (size_t)hidden);
-        norm(e, b->x + (long)r * hidden, norms, r, w + QKV);
+        norm(e, b->x + (long)r * hidden, m->norms + (long)layer * 2 * hidden, r, w);
     }
-    if (b->lora) lora_shrink(b->lora, layer, Q, 3, e->a.f, hidden, begin, end);
-    pool_barrier(e->threads);
-    share(e, t, w + QKV, &e->a, rows, PUT, e->qkv, qkv, b->project ? m->heads * m->head_dim / PANEL : 0,
-          panels(w + QKV));
-    pool_barrier(e->threads);
+    if (b->lora) lora_shrink(b->lora, layer, Q, 3, e->normed.f, hidden, begin, end);
+    meet(e);
+    product_of(e, t, w, &e->normed, 0, begin, end, b->project ? m->heads * m->head_dim / PANEL : 0, PUT, e->qkv, 0, qkv);
     if (b->lora) lora_expand(b->lora, layer, Q, 3, begin, end, 0, qkv, e->qkv, qkv);
     for (int r = begin; r < end; r++) place(e, b, layer, r);
+}
+
+/* From what was attended to the next layer's input: rows `begin` ... `end - 1`. */
+static void after_attention(engine *e, const batch *b, int t, int layer, int begin, int end) {
+    const model *m = &e->m;
+    const matrix *w = m->matrices + layer * PER_LAYER;
+    const int hidden = m->hidden, inside = e->by_rows ? begin - t * BLOCK : 0; /* a block's inside is used again */
+    const float *weight = m->norms + ((long)layer * 2 + 1) * hidden;
+    if (b->lora) lora_shrink(b->lora, layer, O, 1, e->attended.f, m->heads * m->head_dim, begin, end);
+    product_of(e, t, w + OUT, &e->attended, 0, begin, end, 0, ADD, b->x, 0, hidden);
+    if (b->lora) lora_expand(b->lora, layer, O, 1, begin, end, 0, hidden, b->x, hidden);
+    for (int r = begin; r < end; r++) norm(e, b->x + (long)r * hidden, weight, r, w + GATE_UP);
+    meet(e);
+    product_of(e, t, w + GATE_UP, &e->normed, 0, begin, end, 0, GATED, e->inside.f, inside, m->ffn);
+    if (w[DOWN].kind != FP32) {
+        for (int r = begin - inside; r < end - inside; r++)
+            to_bytes(&e->inside, w + DOWN, e->inside.f + (long)r * m->ffn, r, 0, m->ffn);
+        meet(e);
+    }
+    product_of(e, t, w + DOWN, &e->inside, inside, begin, end, 0, ADD, b->x, 0, hidden);
+}
+
+static void one_layer(engine *e, const batch *b, int t, int layer) {
+    const model *m = &e->m;
+    const int begin = b->lora ? b->lora->bounds[t] : (int)((long)b->rows * t / m->threads),
+              end = b->lora ? b->lora->bounds[t + 1] : (int)((long)b->rows * (t + 1) / m->threads);
+    const int block = e->by_rows ? BLOCK : b->rows;
+    int r = begin;
+    do before_attention(e, b, t, layer, r, end - r < block ? end : r + block);
+    while ((r += block) < end);
     if (t == 0) atomic_store(&e->next, 0);
     pool_barrier(e->threads);
     if (b->project) return;
     for (int i; (i = atomic_fetch_add(&e->next, 1)) < e->tile_count * m->kv_heads;)
         look(e, b, t, layer, e->tiles[e->tile_count - 1 - i / m->kv_heads], i % m->kv_heads,
-             w + OUT); /* long ones first */
+             m->matrices + layer * PER_LAYER + OUT); /* long ones first */
     pool_barrier(e->threads);
-    if (b->lora) lora_shrink(b->lora, layer, O, 1, e->a.f, m->heads * m->head_dim, begin, end);
-    whole(e, t, w + OUT, &e->a, rows, ADD, b->x, hidden);
-    pool_barrier(e->threads);
-    if (b->lora) lora_expand(b->lora, layer, O, 1, begin, end, 0, hidden, b->x, hidden);
-    for (int r = begin; r < end; r++) norm(e, b->x + (long)r * hidden, norms + hidden, r, w + GATE_UP);
-    pool_barrier(e->threads);
-    whole(e, t, w + GATE_UP, &e->a, rows, GATED, e->b.f, m->ffn);
-    pool_barrier(e->threads);
-    if (w[DOWN].kind != FP32) {
-        for (int r = begin; r < end; r++) to_bytes(&e->b, w + DOWN, e->b.f + (long)r * m->ffn, r, 0, m->ffn);
-        pool_barrier(e->threads);
-    }
-    whole(e, t, w + DOWN, &e->b, rows, ADD, b->x, hidden);
-    pool_barrier(e->threads);
+    r = begin;
+    do after_attention(e, b, t, layer, r, end - r < block ? end : r + block);
+    while ((r += block) < end);
 }
 
 static void run(void *argument, int t) {
@@ -267,10 +296,13 @@ static void run(void *argument, int t) {
     }
     for (int layer = b->first; layer < b->last; layer++) one_layer(e, b, t, layer);
     if (!b->wanted) return;
+    if (e->by_rows) pool_barrier(e->threads); /* anybody's rows may be wanted */
     for (int i = b->wanted * t / m->threads; i < b->wanted * (t + 1) / m->threads; i++)
         norm(e, b->x + (long)b->outputs[i] * m->hidden, m->norms + 2L * m->layers * m->hidden, i, head);
     pool_barrier(e->threads);
-    whole(e, t, head, &e->a, b->wanted, PUT, b->logits, m->vocab);
+    const int n = panels(head);
+    linear(head, &e->normed, 0, b->wanted, n * t / m->threads, n * (t + 1) / m->threads, PUT, b->logits, m->vocab,
+           e->wide + t * e->wide_bytes);
 }
 
 /* Neighbouring rows of a sequence share what is read of its KV. */
@@ -311,6 +343,7 @@ int nubes_run(engine *e, const batch *b) {
     if (reserve(e, b->rows > b->wanted ? b->rows : b->wanted)) return -1;
     if (b->last > b->first && !b->project) tile_rows(e, b);
     e->b_now = b;
+    e->by_rows = b->rows >= BLOCK * e->m.threads;
     return pool_run(e->threads, run, e);
 }
 

@@ -14,7 +14,7 @@
 #include <immintrin.h>
 #define NUBES_VECTORS "avx512"
 #define LANES 16
-#define ROWS 6 /* of a tile of 32 columns: twelve accumulators hide the latency of one */
+#define ROWS 12 /* of a tile of 32 columns: what 32 registers hold */
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(NUBES_PLAIN)
 #include <immintrin.h>
 #define NUBES_VECTORS "avx2"
