@@ -116,11 +116,12 @@ def test_an_engine_dies_and_its_answers_go_on() -> None:
                     fleet.kill(next(iter(fleet.fleet.where.values())))
             return said
 
-        assert await killed(5) == wanted
-        assert len(fleet.fleet.members) == 1
-        with pytest.raises(AssertionError):
-            await killed(5)  # the last one
+        for _ in range(3):
+            assert await killed(5) == wanted
+        while len(fleet.fleet.members) < 2:
+            await asyncio.sleep(0.02)
         assert not fleet.fleet.asks
+        assert fleet.stats().generation_tokens
 
     with_fleet(use, routing="round-robin")
 
