@@ -8,6 +8,7 @@ import msgspec
 
 from nubes.api.cls import Cls
 from nubes.api.declaring import Declared, Defaults, declare
+from nubes.kernel.errors import UsageError
 from nubes.kernel.units import size_bytes
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ def make_llm(model: str, given: dict[str, Any], defaults: Defaults, deployment: 
     fields = {field.name for field in msgspec.structs.fields(LLMSpec)} - {"model", "kv_memory_bytes"}
     chosen = {name: given.pop(name) for name in list(given) if name in fields}
     kv_bytes = size_bytes(given.pop("kv_memory", "1GiB"), "kv_memory")
-    spec = msgspec.convert({**chosen, "model": model, "kv_memory_bytes": kv_bytes}, LLMSpec)
+    try:
+        spec = msgspec.convert({**chosen, "model": model, "kv_memory_bytes": kv_bytes}, LLMSpec)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"app.llm: {error}.", "See the options of app.llm.") from None
     check(spec)
     name = "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in spec.label.split("/")[-1])
     options: dict[str, Any] = {

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -100,6 +101,7 @@ def _nurse(control: socket.socket, loaded: Loaded) -> None:
     """Forks engines until nobody asks for any more."""
     from nubes.drivers.local import llm_member
 
+    Path("/proc/self/comm").write_text("nubes-weights")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked us decides when to end
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for children
     gc.freeze()
