@@ -130,31 +130,65 @@ def test_several_answers_of_one_request_end_with_an_error(up: Up, client: Any) -
     assert streamed(client, "tea")
 
 
+def figures(up: Up) -> dict[str, float]:
+    with up.client() as http:
+        text = http.get(f"/replicas/{MODEL}.web/metrics").text
+    return {name: float(at) for name, at in re.findall(r"^nubes_llm_(\w+)\{[^}]*\} (\S+)$", text, re.MULTILINE)}
+
+
 def test_health_and_metrics(up: Up) -> None:
     until_there(up)
     with up.client() as http:
         assert http.get(f"/replicas/{MODEL}.web/readyz").status_code == 200
-        text = http.get(f"/replicas/{MODEL}.web/metrics").text
-    read = dict(re.findall(r"^nubes_llm_(\w+)\{[^}]*\} (\S+)$", text, re.MULTILINE))
-    assert float(read["generation_tokens_total"]) > TOKENS * len(THINGS)
-    assert float(read["requests_running"]) == float(read["stalled_seconds"]) == 0
-    assert float(read["kv_blocks"]) % 2 == 0
+    read = figures(up)
+    assert read["generation_tokens_total"] > TOKENS * len(THINGS)
+    assert read["requests_running"] == read["stalled_seconds"] == 0
+    assert read["kv_blocks"] > 0
 
 
 def test_an_engine_that_hangs_is_not_ready(up: Up, client: Any) -> None:
     """Its process is there, and does nothing: what it owes grows old."""
     there = until_there(up)
     some = threading.Event()
-    with ThreadPoolExecutor(1) as pool, up.client() as http:
+    with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(streamed, client, THINGS[0], some)
         assert some.wait(60)
         for pid in there:
             os.kill(pid, signal.SIGSTOP)
         time.sleep(1.5)
-        text = http.get(f"/replicas/{MODEL}.web/metrics").text
+        stalled_s = figures(up)["stalled_seconds"]
         for pid in there:
             os.kill(pid, signal.SIGCONT)
         answer.result(60)
-    stalled = re.search(r"^nubes_llm_stalled_seconds\{[^}]*\} (\S+)$", text, re.MULTILINE)
-    assert stalled is not None
-    assert float(stalled[1]) > 1.0
+    assert stalled_s > 1.0
+
+
+def parent(pid: int) -> int:
+    return int(re.findall(r"\) \w (\d+)", Path(f"/proc/{pid}/stat").read_text())[0])
+
+
+def test_engines_end_with_the_instance_that_routes(up: Up, client: Any) -> None:
+    before = until_there(up)
+    nursery = parent(next(iter(before)))
+    assert Path(f"/proc/{nursery}/comm").read_text() == "nubes-weights\n"
+    os.kill(parent(nursery), signal.SIGKILL)
+    end = time.monotonic() + 30
+    while before.keys() & engines(up).keys():
+        assert time.monotonic() < end, "engines outlive their instance"
+        time.sleep(0.05)
+    assert streamed(client, "tea")
+    assert not before.keys() & until_there(up).keys()
+
+
+def test_engines_come_back_without_the_process_that_bore_them(up: Up, client: Any, wanted: list[str]) -> None:
+    before, blocks = until_there(up), figures(up)["kv_blocks"]
+    engine = next(iter(before))
+    os.kill(parent(engine), signal.SIGKILL)
+    assert streamed(client, THINGS[0]) == wanted[0]
+    os.kill(engine, signal.SIGKILL)
+    end = time.monotonic() + 60
+    while not engines(up).keys() - before.keys():  # one whose model was loaded anew
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert streamed(client, THINGS[0]) == wanted[0]
+    assert figures(up)["kv_blocks"] == blocks
