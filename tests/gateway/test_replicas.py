@@ -46,18 +46,26 @@ def client(up: Up) -> Any:
     return openai.OpenAI(base_url=f"{up.url}/v1", api_key=up.token, max_retries=0, timeout=120)
 
 
+def processes() -> dict[int, tuple[str, int]]:
+    """Name and parent of all there are."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            read = re.findall(r"^(\d+) \((.*)\) \w (\d+)", path.read_text())
+        except OSError:
+            continue  # it has ended
+        found |= {int(pid): (name, int(parent)) for pid, name, parent in read}
+    return found
+
+
 def engines(up: Up) -> dict[int, str]:
     """Process -> name of the engines below `up`."""
-    found, below = {}, {up.process.pid}
-    stats = [p.read_text() for p in sorted(Path("/proc").glob("[0-9]*/stat"), key=lambda p: int(p.parts[2]))]
-    table = [(int(pid), name, int(parent)) for stat in stats for pid, name, parent in
-             re.findall(r"^(\d+) \((.*)\) \w (\d+)", stat)]  # fmt: skip
-    for _ in table:  # parents may be younger than their children, by number
-        below |= {pid for pid, _, parent in table if parent in below}
-        found = {pid: name for pid, name, _ in table if pid in below and name.startswith("nubes-engine")}
-        if len(found) == 2:
-            break
-    return found
+    there = processes()
+
+    def below(pid: int) -> bool:
+        return pid == up.process.pid or (pid in there and below(there[pid][1]))
+
+    return {pid: name for pid, (name, _) in there.items() if name.startswith("nubes-engine") and below(pid)}
 
 
 def until_there(up: Up, without: int = 0) -> dict[int, str]:
@@ -142,7 +150,8 @@ def test_health_and_metrics(up: Up) -> None:
         assert http.get(f"/replicas/{MODEL}.web/readyz").status_code == 200
     read = figures(up)
     assert read["generation_tokens_total"] > TOKENS * len(THINGS)
-    assert read["requests_running"] == read["stalled_seconds"] == 0
+    assert read["requests_running"] == 0
+    assert read["stalled_seconds"] < 5
     assert read["kv_blocks"] > 0
 
 
@@ -163,15 +172,13 @@ def test_an_engine_that_hangs_is_not_ready(up: Up, client: Any) -> None:
     assert stalled_s > 1.0
 
 
-def parent(pid: int) -> int:
-    return int(re.findall(r"\) \w (\d+)", Path(f"/proc/{pid}/stat").read_text())[0])
-
-
 def test_engines_end_with_the_instance_that_routes(up: Up, client: Any) -> None:
     before = until_there(up)
-    nursery = parent(next(iter(before)))
-    assert Path(f"/proc/{nursery}/comm").read_text() == "nubes-weights\n"
-    os.kill(parent(nursery), signal.SIGKILL)
+    there = processes()
+    nursery = there[next(iter(before))][1]
+    name, instance = there[nursery]
+    assert name == "nubes-weights"
+    os.kill(instance, signal.SIGKILL)
     end = time.monotonic() + 30
     while before.keys() & engines(up).keys():
         assert time.monotonic() < end, "engines outlive their instance"
@@ -183,7 +190,7 @@ def test_engines_end_with_the_instance_that_routes(up: Up, client: Any) -> None:
 def test_engines_come_back_without_the_process_that_bore_them(up: Up, client: Any, wanted: list[str]) -> None:
     before, blocks = until_there(up), figures(up)["kv_blocks"]
     engine = next(iter(before))
-    os.kill(parent(engine), signal.SIGKILL)
+    os.kill(processes()[engine][1], signal.SIGKILL)
     assert streamed(client, THINGS[0]) == wanted[0]
     os.kill(engine, signal.SIGKILL)
     end = time.monotonic() + 60

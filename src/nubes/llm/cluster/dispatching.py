@@ -88,6 +88,7 @@ class Dispatcher:
         if member is None:
             return
         member.requests.discard(id)
+        member.report.sequences = [running for running in member.report.sequences if running.id != id]
         self._room(number, now)
         self._route(now)
         self._stop(member)
