@@ -183,8 +183,8 @@ def test_engines_end_with_the_instance_that_routes(up: Up, client: Any) -> None:
     while before.keys() & engines(up).keys():
         assert time.monotonic() < end, "engines outlive their instance"
         time.sleep(0.05)
-    assert streamed(client, "tea")
     assert not before.keys() & until_there(up).keys()
+    assert streamed(client, "tea")
 
 
 def test_engines_come_back_without_the_process_that_bore_them(up: Up, client: Any, wanted: list[str]) -> None:
