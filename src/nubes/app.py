@@ -113,10 +113,14 @@ class App:
         name                    what it is called in the API: the model's own name
         format="int8"           of its weights: fp32, bf16, int8 or int4
         device="auto"           cuda if there is one, else cpu
-        threads=0               0: all cores
-        kv_memory="1GiB"        for the KV cache
+        threads=0               0: all cores, shared out among the replicas
+        kv_memory="1GiB"        for the KV cache of each replica
         batching, ordering, preemption, retention, speculation    policies, e.g. speculation="specinfer"
         adapters={}             LoRA adapters: name -> folder as PEFT saves it; asked for as model "name" or "llm:name"
+        replicas=1              engine processes that answer as one: what one of them was lost with goes on in another
+        routing, migration      policies for replicas: which one gets a request, which requests move while they run
+        scaling                 how many replicas there are, e.g. "freeness(most=4)"; at first as many as declared
+        prefill_replicas=0      so many of the replicas only compute prompts, and the others only answer
         max_waiting=1024        requests that may wait; more are refused with 503
         vllm_metrics=False      metrics under vLLM's names as well
         min_instances=1, max_instances=1

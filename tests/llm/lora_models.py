@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from nubes.llm.checkpoint.blocks import Blocks
 from nubes.llm.lora.adapter import Adapter
@@ -60,3 +63,18 @@ def model(seed: int = 0, shape: Shape = SHAPE) -> Model:
         for name in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"{at}{name}.weight"] = (1 + 0.1 * draw.standard_normal(s.hidden)).astype(np.float32)
     return Model(tensors, shape)
+
+
+def saved(folder: Path, adapter: Adapter, **config: Any) -> Path:
+    """A folder as PEFT leaves it."""
+    numpy = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
+    tensors = {}
+    for i in range(len(adapter.pages) // adapter.rank):
+        for target, (a, b) in adapter.matrices(i).items():
+            at = f"base_model.model.model.layers.{i}.self_attn.{target}"
+            tensors[f"{at}.lora_A.weight"], tensors[f"{at}.lora_B.weight"] = a.copy(), b.copy()
+    folder.mkdir()
+    numpy.save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": adapter.rank, "lora_alpha": 2 * adapter.rank, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder

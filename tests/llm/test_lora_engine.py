@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from nubes.llm.errors import BrokenModel, ContextTooLong
 from nubes.llm.lora.adapter import Adapter, random_adapter
 from nubes.llm.lora.peft import load_adapter
 from nubes.llm.spec import Request, Sampling
-from tests.llm.lora_models import SHAPE, Model, model
+from tests.llm.lora_models import SHAPE, Model, model, saved
 from tests.llm.test_lora import native
 
 
@@ -158,20 +157,6 @@ def test_an_adapter_larger_than_the_memory_is_refused() -> None:
 
 
 # -- PEFT's folders -----------------------------------------------------------------------------------------------------
-
-
-def saved(folder: Path, adapter: Adapter, **config: Any) -> Path:
-    numpy = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
-    tensors = {}
-    for i in range(SHAPE.layers):
-        for target, (a, b) in adapter.matrices(i).items():
-            at = f"base_model.model.model.layers.{i}.self_attn.{target}"
-            tensors[f"{at}.lora_A.weight"], tensors[f"{at}.lora_B.weight"] = a.copy(), b.copy()
-    folder.mkdir()
-    numpy.save_file(tensors, folder / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": adapter.rank, "lora_alpha": 2 * adapter.rank, **config}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    return folder
 
 
 def test_a_folder_of_peft(tmp_path: Path) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from nubes.cli.groups import Group
 from nubes.kernel.errors import UsageError
+
+if TYPE_CHECKING:
+    from nubes.drivers.local.llm_fleet import EngineFleet
+    from nubes.llm.engine.local import LocalEngine
 
 Model = Annotated[str, typer.Argument(help="A name like smollm2-135m, a GGUF file, or a Hugging Face folder.")]
 Format = Annotated[str, typer.Option(help="Of the weights: fp32, bf16, int8 or int4.")]
@@ -106,29 +112,65 @@ def serve(
     retention: Annotated[str, typer.Option(help="The retention policy.")] = "",
     speculation: Annotated[str, typer.Option(help='The speculation policy, e.g. "specinfer".')] = "",
     adapter: Annotated[list[str], typer.Option(help="A LoRA adapter: NAME=FOLDER. May be given again.")] = (),  # type: ignore[assignment]
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Engine processes that answer as one and survive each other.")
+    ] = 1,
+    prefill_replicas: Annotated[int, typer.Option(min=0, help="So many of them only compute prompts.")] = 0,
+    routing: Annotated[str, typer.Option(help="With replicas: which one gets a request.")] = "",
+    migration: Annotated[str, typer.Option(help='With replicas: who moves while it runs, e.g. "llumnix".')] = "",
+    scaling: Annotated[str, typer.Option(help='How many replicas there are, e.g. "freeness(most=4)".')] = "",
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get a 503.")] = 1024,
     api_key: Annotated[str, typer.Option(envvar="NUBES_API_KEY", help="Ask for this key.")] = "",
     vllm_metrics: Annotated[bool, typer.Option(help="Metrics under vLLM's names as well.")] = False,
-    threads: Annotated[int, typer.Option(min=0, help="0: all cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Of each replica. 0: all cores, shared out.")] = 0,
     record: Annotated[Path | None, typer.Option(help="Write all steps and answers to a file, for replays.")] = None,
 ) -> None:
     """Serve one model under OpenAI's and Anthropic's APIs, without a cloud around it."""
-    import uvicorn
-
     from nubes.gateway.server import bind
-    from nubes.llm.api import app
-    from nubes.llm.engine.opening import open_engine
+    from nubes.kernel.units import size_bytes
+    from nubes.llm import declaring
+    from nubes.llm.engine import opening
+    from nubes.llm.spec import LLMSpec
 
     sock = bind(host, port)
-    engine = open_engine(
-        model, format=format, kv_memory=kv_memory, threads=threads or None, batching=batching or None,
-        ordering=ordering or None, preemption=preemption or None, retention=retention or None, max_waiting=max_waiting,
-        speculation=speculation or None, adapters=dict(_named(text) for text in adapter),
+    spec = LLMSpec(
+        model=model, format=format, threads=threads, kv_memory_bytes=size_bytes(kv_memory, "kv_memory"),
+        batching=batching, ordering=ordering, preemption=preemption, retention=retention, speculation=speculation,
+        adapters=dict(_named(text) for text in adapter), replicas=replicas, prefill_replicas=prefill_replicas,
+        routing=routing, migration=migration, scaling=scaling, max_waiting=max_waiting, vllm_metrics=vllm_metrics,
     )  # fmt: skip
+    declaring.check(spec)
+    if record is not None and declaring.is_fleet(spec):
+        raise UsageError("What several engines do is not recorded.", "Leave out --record, or --replicas.")
+    loaded = opening.load_model(spec)
+    spec = msgspec.structs.replace(spec, name=loaded.checkpoint.name)
+    keys = {api_key: ""} if api_key else None
+    if declaring.is_fleet(spec):
+        from nubes.drivers.local.llm_replicas import open_fleet
+
+        asyncio.run(_serve(open_fleet(spec, loaded), sock, keys, vllm_metrics))
+        return
+    engine = opening.serve(spec, loaded)
     if record is not None:
         from nubes.llm.engine.recording import record as begin
 
         begin(engine, record)
-    served = app({engine.name: engine}, keys={api_key: ""} if api_key else None, vllm_metrics=vllm_metrics)
-    print(f"{engine.name} answers at http://{host}:{sock.getsockname()[1]}/v1", flush=True)
-    uvicorn.Server(uvicorn.Config(served, log_level="error", access_log=False, lifespan="off")).run([sock])
+    asyncio.run(_serve(engine, sock, keys, vllm_metrics))
+
+
+async def _serve(
+    engine: LocalEngine | EngineFleet, sock: socket.socket, keys: dict[str, str] | None, vllm_metrics: bool
+) -> None:
+    """Until it is interrupted."""
+    import uvicorn
+
+    from nubes.llm.api import app
+    from nubes.llm.engine.local import LocalEngine
+
+    if not isinstance(engine, LocalEngine):
+        await engine.start()
+    host, port = sock.getsockname()[:2]
+    print(f"{engine.name} answers at http://{host}:{port}/v1", flush=True)
+    served = app({engine.name: engine}, keys=keys, vllm_metrics=vllm_metrics)
+    config = uvicorn.Config(served, log_level="error", access_log=False, lifespan="off")
+    await uvicorn.Server(config).serve([sock])

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from nubes.api.decorators import asgi_app, concurrent, enter, exit
+from nubes.llm.live import Embedder, Engine
 from nubes.llm.spec import LLMSpec
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from nubes.llm.engine.local import LocalEngine
-    from nubes.llm.live import Embedder, Engine
-    from nubes.llm.runtime.rows import Runtime
+    from nubes.llm.engine.opening import Loaded
 
 MAX_REQUESTS = 4096  # at once; what is too much for the engine is refused by the engine
+
+
+class Replicas(Engine, Protocol):
+    """Several engines as one."""
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Opener(Protocol):
+    def __call__(self, spec: LLMSpec, loaded: Loaded) -> Replicas: ...
 
 
 @concurrent(max_inputs=MAX_REQUESTS)
@@ -23,54 +35,42 @@ class Service:
     """What `app.llm` deploys. Its `spec` is set by whoever makes a subclass of it."""
 
     spec: ClassVar[LLMSpec]
+    open_fleet: ClassVar[Opener | None] = None
 
     @enter(snap=True)
     def load(self) -> None:
         """Reads and packs the weights. Forks share them, and none of them starts a thread before its first step."""
-        from nubes.llm.checkpoint import find, load
+        from nubes.llm.checkpoint import find
         from nubes.llm.engine.embedding import Encoder, is_encoder
-        from nubes.llm.engine.opening import open_runtime
-        from nubes.llm.lora.store import Store
+        from nubes.llm.engine.opening import load_model
 
         spec = self.spec
         self.encoder = Encoder(spec.label, path) if is_encoder(path := find(spec.model)) else None
-        if self.encoder is not None:
-            return
-        self.checkpoint = load(spec.model)
-        self.tokens = self.checkpoint.tokens
-        self.runtime: Runtime = open_runtime(
-            self.checkpoint, spec.format, spec.device, spec.threads or None, spec.kv_memory_bytes
-        )
-        self.store = Store(self.runtime)
-        for name, folder in spec.adapters.items():
-            self.store.load(name, folder)
-        _warm(self.tokens)
+        if self.encoder is None:
+            self.loaded = load_model(spec)
+            _warm(self.loaded.checkpoint.tokens)
 
     @enter()
-    def start(self) -> None:
-        from nubes.llm.engine.local import LocalEngine
-
-        spec = self.spec
-        self.engine: LocalEngine | None = None
+    async def start(self) -> None:
+        self.engine: LocalEngine | Replicas | None = None
         if self.encoder is not None:
             return
-        self.engine = LocalEngine(
-            spec.label,
-            self.runtime,
-            self.tokens,
-            batching=spec.batching or None,
-            ordering=spec.ordering or None,
-            preemption=spec.preemption or None,
-            retention=spec.retention or None,
-            speculation=spec.speculation or None,
-            max_waiting=spec.max_waiting,
-            store=self.store,
-        )
+        if self.open_fleet is not None:
+            self.engine = self.open_fleet(self.spec, self.loaded)
+            await self.engine.start()
+            return
+        from nubes.llm.engine.opening import serve
+
+        self.engine = serve(self.spec, self.loaded)
 
     @exit()
     async def stop(self) -> None:
-        if self.engine is not None:
+        from nubes.llm.engine.local import LocalEngine
+
+        if isinstance(self.engine, LocalEngine):
             await asyncio.to_thread(self.engine.close)
+        elif self.engine is not None:
+            await self.engine.close()
 
     @asgi_app(requires_token=True)
     def web(self) -> Starlette:

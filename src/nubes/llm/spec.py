@@ -9,6 +9,8 @@ import msgspec
 Finish = Literal["stop", "length", "tool_calls", "abort", "error"]
 Criterion = Literal["latency", "throughput", "ttft", "tpot"]
 
+MOST_REPLICAS = 16
+
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
     """The sizes of a Llama-family decoder; an attention group is `heads // kv_heads` query heads on one KV head."""
@@ -138,6 +140,11 @@ class LLMSpec(msgspec.Struct, frozen=True, kw_only=True):
     retention: str = ""
     speculation: str = ""
     adapters: dict[str, str] = {}  # LoRA adapters: name -> folder
+    replicas: int = 1  # engine processes that answer as one; threads and KV memory are those of each
+    prefill_replicas: int = 0  # so many of them only compute prompts, and the others only answer
+    routing: str = ""
+    migration: str = ""
+    scaling: str = ""
     max_waiting: int = 1024
     vllm_metrics: bool = False
 

@@ -298,10 +298,10 @@ class _FleetRun(Run):
         self._follow(command.id, now)
 
     def _start(self, command: e.Start, now: float) -> None:
-        self._at(now + self.hardware.start_s, self._started, now)
+        self._at(now + self.hardware.start_s, self._started, command.role, now)
 
-    def _started(self, begun_s: float, now: float) -> None:
-        self._join("both", now, begun_s)
+    def _started(self, role: Role, begun_s: float, now: float) -> None:
+        self._join(role, now, begun_s)
 
     def _stop(self, command: e.Stop, now: float) -> None:
         self.stopped_s[command.id] = now

@@ -39,6 +39,10 @@ class Joined(Event, frozen=True):
     role: Role = "both"
 
 
+class Failed(Event, frozen=True):
+    """An engine that was to start did not. Whoever starts it tries on."""
+
+
 class Lost(Event, frozen=True):
     """An engine is gone, and all it held. `known`: how many tokens each of its requests has, for those that go on."""
 
@@ -131,6 +135,8 @@ class Refuse(Command, frozen=True):
 
 class Start(Command, frozen=True):
     """An engine is wanted. `id` counts them."""
+
+    role: Role = "both"
 
 
 class Stop(Command, frozen=True):

@@ -4,48 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-from nubes.kernel.policy import make
 from nubes.llm.cluster import events as e
+from nubes.llm.cluster.dispatching import Dispatcher
 from nubes.llm.cluster.handover import Handover
-from nubes.llm.cluster.member import Member
-from nubes.llm.cluster.seams import Ask, Migration, Routing, Scaling
+from nubes.llm.cluster.member import Member, Role
 
-GONE = "The model's engine is gone and there is no other. Send the request again when one has started."
+LOSSES = 3  # engines that one request may lose before it is taken for the reason
+LOST_OFTEN = f"The engine was lost {LOSSES} times with this request on it. It is not tried again."
 
 
-class Fleet:
-    """Sans-I/O. Feed it the events of `nubes.llm.cluster.events`; it returns commands.
-
-    A request is in one place: in `queue` until an engine gets it, then with the engine `where` says. While it moves
-    that is the source, until the target has it.
-    """
-
-    def __init__(
-        self,
-        *,
-        routing: str | Routing | None = None,
-        migration: str | Migration | None = None,
-        scaling: str | Scaling | None = None,
-    ) -> None:
-        self.routing = cast(Routing, make("routing", routing))
-        self.migration = cast(Migration, make("migration", migration))
-        self.scaling = cast(Scaling, make("scaling", scaling))
-        self.members: dict[int, Member] = {}
-        self.asks: dict[int, Ask] = {}
-        self.where: dict[int, int] = {}
-        self.queue: deque[int] = deque()
-        self.handovers: dict[int, Handover] = {}
-        self.waiting: dict[int, deque[int]] = {}  # target -> handovers that wait for room there
-        self.starting = 0
-        self.started = 0
-        self.turns = 0  # handovers that began
-        self.moved = 0  # and those that came to an end
-        self.aborted = 0
-        self._moves_s = 0.0  # when migration and scaling are asked next
-        self._scales_s = 0.0
-        self._out: list[e.Command] = []
+class Fleet(Dispatcher):
+    """Sans-I/O. Feed it the events of `nubes.llm.cluster.events`; it returns commands."""
 
     @property
     def period_s(self) -> float:
@@ -64,41 +35,6 @@ class Fleet:
         self.asks[ask.id] = ask
         self.queue.append(ask.id)
         self._route(now)
-
-    def _route(self, now: float) -> None:
-        """Gives those that wait here, the first first, to engines."""
-        if not self.queue:
-            return
-        if not self.starting and all(m.role == "decode" for m in self.members.values()):
-            for id in self.queue:
-                del self.asks[id]
-                self._out.append(e.Refuse(id, GONE))
-            self.queue.clear()
-            return
-        able = [m for m in self.members.values() if not m.draining and m.role != "decode"]
-        if self.routing.passes:
-            for ask in self.routing.line([self.asks[id] for id in self.queue], able, now) if able else ():
-                chosen = self.routing.choose(ask, able, now)
-                if chosen is not None:
-                    self.queue.remove(ask.id)
-                    self._place(ask.id, chosen)
-            return
-        while self.queue and able:
-            ask = self.asks[self.queue[0]]
-            member = self.routing.choose(ask, able, now)
-            if member is None:
-                return
-            self._place(self.queue.popleft(), member)
-
-    def _place(self, id: int, member: Member) -> None:
-        ask, said = self.asks[id], member.report
-        self.where[id] = member.number
-        member.requests.add(id)
-        blocks = -(-ask.known // said.block_size)  # until it reports again
-        said.waiting += 1
-        said.queued_blocks += blocks
-        said.tokens += ask.known
-        self._out.append(e.Dispatch(id, member.number))
 
     def _cancelled(self, event: e.Cancelled, now: float) -> None:
         id = event.id
@@ -127,30 +63,6 @@ class Fleet:
         del self.asks[id]
         self._leave(id, now)
 
-    def _leave(self, id: int, now: float) -> None:
-        """A request has left its engine: there may be room for others, or nothing to keep the engine for."""
-        number = self.where.pop(id)
-        member = self.members.get(number)
-        if member is None:
-            return
-        member.requests.discard(id)
-        self._room(number, now)
-        self._route(now)
-        self._stop(member)
-
-    def _room(self, number: int, now: float) -> None:
-        """The first that waits to come to this engine asks again."""
-        line = self.waiting.get(number)
-        if line:
-            handover = self.handovers[line[0]]
-            if handover.waits:
-                self._out += handover.again()
-
-    def _stop(self, member: Member) -> None:
-        if member.draining and not member.requests and not member.receiving:
-            del self.members[member.number]
-            self._out.append(e.Stop(member.number))
-
     # -- engines --------------------------------------------------------------------------------------------------
 
     def _joined(self, event: e.Joined, now: float) -> None:
@@ -158,6 +70,15 @@ class Fleet:
         self.members[event.number] = Member(event.number, event.role, event.report)
         self.waiting[event.number] = deque()
         self._route(now)
+
+    def _failed(self, event: e.Failed, now: float) -> None:
+        self.starting = max(0, self.starting - 1)
+        self._route(now)
+
+    def _start(self, role: Role = "both") -> None:
+        self.starting += 1
+        self.started += 1
+        self._out.append(e.Start(self.started, role))
 
     def _reported(self, event: e.Reported, now: float) -> None:
         member = self.members.get(event.number)
@@ -167,7 +88,10 @@ class Fleet:
             self._route(now)
 
     def _lost(self, event: e.Lost, now: float) -> None:
-        """Its requests begin anew elsewhere, with the tokens they have; what was on its way there stays where it is."""
+        """Its requests begin anew elsewhere, with the tokens they have; what was on its way there stays where it is.
+
+        One that was there each time an engine was lost ends: it may be what kills them.
+        """
         member = self.members.pop(event.number, None)
         if member is None:
             return
@@ -184,8 +108,16 @@ class Fleet:
         self.waiting.pop(event.number, None)
         for id in [id for id, n in self.where.items() if n not in self.members and id not in self.handovers]:
             del self.where[id]
-            self.asks[id].known = max(self.asks[id].known, event.known.get(id, 0))
-            self.queue.append(id)
+            ask = self.asks[id]
+            ask.known = max(ask.known, event.known.get(id, 0))
+            ask.losses += 1
+            if self.renews and ask.losses == LOSSES:
+                del self.asks[id]
+                self._out.append(e.Refuse(id, LOST_OFTEN))
+            else:
+                self.queue.append(id)
+        if self.renews and not member.draining:
+            self._start(member.role)
         self.queue = deque(sorted(self.queue))  # ids rise: those that came first are first again
         self._route(now)
 
@@ -204,9 +136,7 @@ class Fleet:
             able = [m for m in self.members.values() if not m.draining]
             change = self.scaling.change(able, self.starting, now)
             if change > 0:
-                self.starting += 1
-                self.started += 1
-                self._out.append(e.Start(self.started))
+                self._start()
             elif change < 0 and len(able) > 1:
                 spare = self.scaling.spare(able)
                 spare.draining = True
@@ -290,6 +220,7 @@ HANDLERS: dict[type[e.Event], Callable[[Fleet, Any, float], None]] = {
     e.Cancelled: Fleet._cancelled,
     e.Ended: Fleet._ended,
     e.Joined: Fleet._joined,
+    e.Failed: Fleet._failed,
     e.Lost: Fleet._lost,
     e.Reported: Fleet._reported,
     e.Ticked: Fleet._ticked,

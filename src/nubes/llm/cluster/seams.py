@@ -26,6 +26,7 @@ class Ask(msgspec.Struct, gc=False):
     session: str = ""
     adapter: str = ""
     work: Work | None = None
+    losses: int = 0  # engines that were lost with it
 
 
 class Move(msgspec.Struct, frozen=True):
@@ -80,6 +81,7 @@ class Scaling(Policy):
     """How many engines there are. Asked every `period_s`."""
 
     period_s: float = 0.0  # 0: never
+    most: int = 0  # engines there may be; 0: as many as were declared
 
     @decision
     def change(self, members: Many[Member], starting: int, now: float) -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,7 +34,6 @@ class Job:
         self.queued_s: float | None = None  # from its arrival to the first step with it
         self.gone = False  # nobody waits any more
         self.said: list[int] = []  # tokens it has from another engine
-        self.state = ""  # and how chance stood there
         self.adapter: Adapter | None = None  # lives for as long as somebody has it
 
 
@@ -84,27 +82,17 @@ class Choice:
             delta.finish = self.answer.finish = "stop"
         return delta
 
-    def resume(self, said: list[int], state: str = "") -> None:
-        """Goes on after tokens that were chosen and sent elsewhere. `state`: of chance, as `chance` tells it."""
+    def resume(self, said: list[int]) -> None:
+        """Goes on after tokens that were chosen and sent elsewhere, with the same seed."""
         for token in said:
             if self._constraint is not None:
                 self._constraint.advance(token)
             self._sampler.said(token)
             self.text.append(token)
             self.answer.push(token)
+        self._sampler.skip(len(said))
         self.keys.extend(self.text)
         self.told = bool(said)
-        if state:
-            number, step, has, kept = json.loads(state)
-            self._sampler.rng.bit_generator.state = {
-                "bit_generator": "PCG64", "state": {"state": number, "inc": step}, "has_uint32": has, "uinteger": kept,
-            }  # fmt: skip
-
-    @property
-    def chance(self) -> str:
-        """How its random numbers go on."""
-        state: Any = self._sampler.rng.bit_generator.state
-        return json.dumps([state["state"]["state"], state["state"]["inc"], state["has_uint32"], state["uinteger"]])
 
     def _logprob(self, logprobs: NDArray[np.float32], token: int, count: int) -> TokenLogprob:
         def told(token: int) -> tuple[str, bytes]:

@@ -261,7 +261,7 @@ class LocalEngine:
         self._choices[sequence.id] = choice
         self._counts.prompt_tokens += len(request.prompt)
         if job.said:
-            choice.resume(job.said, job.state)
+            choice.resume(job.said)
             sequence.resume(len(choice.text))
         return choice
 

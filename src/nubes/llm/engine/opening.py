@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from nubes.kernel.errors import UsageError
 from nubes.kernel.units import size_bytes
+from nubes.llm.declaring import ENGINE_SEAMS
 from nubes.llm.runtime.slots import block_bytes
 
 if TYPE_CHECKING:
     from nubes.llm.checkpoint import Checkpoint
     from nubes.llm.engine.local import LocalEngine
+    from nubes.llm.lora.store import Store
     from nubes.llm.runtime.rows import Runtime
     from nubes.llm.runtime.weights import Format as Packed
+    from nubes.llm.spec import LLMSpec
 
 log = logging.getLogger("nubes.llm")
 
@@ -77,6 +80,38 @@ def open_runtime(
     wide: Literal["fp32", "bf16"] = "fp32" if format == "fp32" else "bf16"  # what PyTorch runs in place of few bits
     blocks = max(1, kv_bytes // block_bytes(shape, BLOCK, 4 if wide == "fp32" else 2))
     return TorchRuntime(checkpoint, wide, blocks, BLOCK, device)
+
+
+class Loaded(NamedTuple):
+    """A model in memory, with its adapters."""
+
+    checkpoint: Checkpoint
+    runtime: Runtime
+    store: Store
+
+
+def load_model(spec: LLMSpec) -> Loaded:
+    """What a declared LLM is served from. Raises `NotFound`, `UsageError`, `BrokenModel`."""
+    from nubes.llm.checkpoint import load
+    from nubes.llm.lora.store import Store
+
+    checkpoint = load(spec.model)
+    threads = spec.threads or max(1, len(os.sched_getaffinity(0)) // spec.replicas)
+    runtime = open_runtime(checkpoint, spec.format, spec.device, threads, spec.kv_memory_bytes)
+    store = Store(runtime)
+    for name, folder in spec.adapters.items():
+        store.load(name, folder)
+    return Loaded(checkpoint, runtime, store)
+
+
+def serve(spec: LLMSpec, loaded: Loaded) -> LocalEngine:
+    """One engine, in this process."""
+    from nubes.llm.engine.local import LocalEngine
+
+    words: dict[str, Any] = {seam: getattr(spec, seam) or None for seam in ENGINE_SEAMS}
+    return LocalEngine(
+        spec.label, loaded.runtime, loaded.checkpoint.tokens, max_waiting=spec.max_waiting, store=loaded.store, **words
+    )
 
 
 def cuda() -> bool:

@@ -94,6 +94,11 @@ class Sampler:
         if self.penalised:
             self.counts[token] += 1
 
+    def skip(self, count: int) -> None:
+        """So many tokens were chosen elsewhere with the same seed: each took one random number."""
+        if not self.greedy:
+            self.rng.random(count)
+
 
 def _draw(weights: NDArray[np.float32], u: float) -> int:
     """An index with probability proportional to its weight, by inversion of `u` in [0, 1)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import os
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 _HUGE = 2 << 20
+_MAP_FIXED = 0x10
 
 
 def mapped(path: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -32,3 +34,18 @@ def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return whole[skip : skip + size].view(dtype).reshape(shape)
+
+
+def share(array: NDArray[Any], path: str) -> None:
+    """Puts memory that `zeros` gave into a file that several processes map: the file's content is the array's then."""
+    size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    remap = ctypes.CDLL(None, use_errno=True).mmap
+    remap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    remap.restype = ctypes.c_void_p
+    with open(path, "r+b") as file:
+        if os.fstat(file.fileno()).st_size < size:
+            file.truncate(size)
+        flags = mmap.MAP_SHARED | _MAP_FIXED
+        at = remap(array.ctypes.data, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, file.fileno(), 0)
+    if at != array.ctypes.data:
+        raise OSError(ctypes.get_errno(), "memory cannot be shared", path)

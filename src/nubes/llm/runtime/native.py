@@ -51,7 +51,7 @@ class NativeRuntime:
     Inputs of int8 and int4 products are rounded to bytes with a scale for each row and 32 of them (as in
     Q8_0 of llama.cpp), or up to 96 of them for int8.
     Threads start at the first step, in a forked child anew, and sleep between steps.
-    `kv_file`: KV lies in this file, for others to map. Raises `NoCompiler` where the extension cannot be built.
+    Raises `NoCompiler` where the extension cannot be built.
     """
 
     def __init__(
@@ -62,7 +62,6 @@ class NativeRuntime:
         block_size: int = 16,
         threads: int = 2,
         plain: bool = False,
-        kv_file: str = "",
     ) -> None:
         if block_size % 16 or threads < 1:
             raise UsageError("Blocks have a multiple of 16 slots, and there is at least one thread.")
@@ -74,7 +73,7 @@ class NativeRuntime:
         self._rope = angles(s)
         value_bytes, dtype = (4, np.float32) if format == "fp32" else (1, np.uint8)
         kv = (blocks, s.layers, slots.block_bytes(s, block_size, value_bytes) // s.layers // value_bytes), dtype
-        self.kv = memory.mapped(kv_file, *kv) if kv_file else memory.zeros(*kv)
+        self.kv = memory.zeros(*kv)
         self.slots: slots.Slots = (slots.Floats if format == "fp32" else slots.Bytes)(s, self.kv, block_size)
         self.block_bytes = self.kv.nbytes // blocks
         model = _Model(
