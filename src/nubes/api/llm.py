@@ -26,13 +26,13 @@ def make_llm(model: str, given: dict[str, Any], defaults: Defaults, deployment: 
     chosen = {name: given.pop(name) for name in list(given) if name in fields}
     kv_bytes = size_bytes(given.pop("kv_memory", "1GiB"), "kv_memory")
     spec = msgspec.convert({**chosen, "model": model, "kv_memory_bytes": kv_bytes}, LLMSpec)
-    for seam in ("batching", "ordering", "preemption", "retention", "speculation"):
+    for seam in ("batching", "ordering", "preemption", "retention", "speculation", "fusion"):
         if text := getattr(spec, seam):
             make(seam, text)  # a wrong one is an error now, not when an instance starts
     name = "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in spec.label.split("/")[-1])
     options: dict[str, Any] = {
         "name": name,
-        "memory": f"{(kv_bytes + OVERHEAD_BYTES) >> 20}MiB",
+        "memory": f"{(kv_bytes * (2 if spec.fusion else 1) + OVERHEAD_BYTES) >> 20}MiB",  # texts take as much again
         "min_instances": 1,
         "max_instances": 1,
         "timeout": "1h",

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from nubes.llm.api import sse, turns
+from nubes.llm.api import documents, sse, turns
 from nubes.llm.api.endpoint import Answer
 from nubes.llm.api.fields import Chat, NamedTool, StreamOptions
 from nubes.llm.api.problems import invalid, unsupported
@@ -38,6 +38,7 @@ async def answer(service: Service, call: Call, asked: Chat) -> Answer:
         generation_prompt=asked.add_generation_prompt is not False and not asked.continue_final_message,
         continued=bool(asked.continue_final_message),
         extra=extra,
+        documents=documents.texts(asked.documents),
     )
     wanted = asked.tool_choice or "auto"
     tooling = Tooling(

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, TypeVar
 
-from nubes.llm.api import sse, turns
+from nubes.llm.api import documents, sse, turns
 from nubes.llm.api.chat import LOWEST
 from nubes.llm.api.endpoint import Answer
 from nubes.llm.api.fields import Completion, StreamOptions
@@ -36,10 +36,16 @@ async def answer(service: Service, call: Call, asked: Completion) -> Answer:
         asked, model.engine, stop=asked.stop, max_tokens=max_tokens, logprobs=logprobs, grammar=grammar(asked)
     )
     id = new_id("cmpl-")
-    requests = [
-        await turns.request(model, call, asked, tokens, how, id=f"{id}-{i}", n=best_of, field="prompt")
-        for i, tokens in enumerate(await prompts(model.engine, asked.prompt, "prompt"))
-    ]
+    texts = documents.texts(asked.documents)
+    requests = []
+    for i, tokens in enumerate(await prompts(model.engine, asked.prompt, "prompt")):
+        pieces: list[str | list[int]] = ["", *(text + documents.END for text in texts), tokens] if texts else [tokens]
+        tokens, chunks = await documents.encoded(model.engine, pieces, texts)
+        requests.append(
+            await turns.request(
+                model, call, asked, tokens, how, id=f"{id}-{i}", n=best_of, field="prompt", chunks=chunks
+            )
+        )
     made = Made(service, call, asked, model, requests, id, n)
     return made.stream() if asked.stream else await made.whole()
 

@@ -118,6 +118,13 @@ class Part(msgspec.Struct, kw_only=True):
     refusal: str | None = None
 
 
+class Document(msgspec.Struct, kw_only=True):
+    """A text that the prompt brings along, as vLLM and Cohere write it."""
+
+    text: str
+    title: str | None = None
+
+
 class FunctionCall(msgspec.Struct, kw_only=True):
     name: str
     arguments: str = "{}"
@@ -185,11 +192,11 @@ class Chat(Generate, kw_only=True):
         "store": "Answers are not kept; /v1/responses keeps them.",
         "verbosity": "Ask for it in the messages.",
         "chat_template": "The model's own is used; `chat_template_kwargs` reach it.",
-        "documents": "Put them into the messages.",
         "echo": "Use /v1/completions.",
     }
 
     messages: Annotated[list[Message], Meta(min_length=1)]
+    documents: list[str | Document] | None = None
     stream_options: StreamOptions | None = None
     max_completion_tokens: Positive | None = None
     max_tokens: Positive | None = None
@@ -212,6 +219,7 @@ class Completion(Generate, kw_only=True):
     unsupported = {**GENERATE, "suffix": "Models here continue a text, they do not fill gaps."}
 
     prompt: str | list[str | Count | list[Count]]
+    documents: list[str | Document] | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Positive | None = None
     n: Choices | None = None

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from nubes.llm.api import documents as bringing
 from nubes.llm.api import tools as hermes
 from nubes.llm.api.fields import Generate, Message, Part, Tool
 from nubes.llm.api.problems import Problem, invalid, unsupported
@@ -18,8 +19,6 @@ from nubes.llm.engine import structured
 from nubes.llm.live import Engine
 from nubes.llm.spec import Delta, Finish, Grammar, Request, Sampling, TokenLogprob
 
-LONG_CHARS = 50_000  # texts from here on are turned into tokens beside the event loop
-
 
 class Conversation(msgspec.Struct, kw_only=True):
     """What the model is shown. `messages` and `tools` are as chat templates know them."""
@@ -29,6 +28,7 @@ class Conversation(msgspec.Struct, kw_only=True):
     generation_prompt: bool = True
     continued: bool = False  # the last message is the beginning of the answer
     extra: dict[str, Any] = {}  # for the template
+    documents: list[str] = []
 
 
 class Tooling(msgspec.Struct, kw_only=True):
@@ -134,9 +134,24 @@ def prompt(engine: Engine, asked: Conversation) -> str:
     return text[: at + len(last)]
 
 
+def with_documents(engine: Engine, asked: Conversation) -> list[str]:
+    """The prompt, cut where its documents begin and end. The template writes them, or they are put into a message."""
+    if not asked.documents:
+        return [prompt(engine, asked)]
+    known = msgspec.structs.replace(
+        asked, extra={**asked.extra, "documents": [{"title": "", "text": text} for text in asked.documents]}
+    )
+    put = msgspec.structs.replace(asked, messages=bringing.told(asked.messages, asked.documents))
+    return (
+        bringing.cut(prompt(engine, known), asked.documents)
+        or bringing.cut(text := prompt(engine, put), asked.documents)
+        or [text]
+    )
+
+
 async def encoded(engine: Engine, text: str) -> list[int]:
     """Tokens of a text, without holding everybody else up."""
-    if len(text) < LONG_CHARS:
+    if len(text) < bringing.LONG_CHARS:
         return engine.tokens.encode(text)
     return await asyncio.to_thread(engine.tokens.encode, text)
 
@@ -157,7 +172,7 @@ def check_length(engine: Engine, prompt: Sequence[int], max_tokens: int | None, 
 
 async def request(
     model: Model, call: Call, asked: Generate, tokens: list[int], sampling: Sampling, *, id: str, n: int = 1,
-    field: str = "messages",
+    field: str = "messages", chunks: tuple[int, ...] = (),
 ) -> Request:  # fmt: skip
     """What the engine is asked. Raises `Problem` for what does not fit, `UsageError` for a bad grammar."""
     check_length(model.engine, tokens, sampling.max_tokens, field)
@@ -173,6 +188,7 @@ async def request(
         priority=priority(asked),
         session=asked.session_id or "",
         cache_salt=asked.cache_salt or "",
+        chunks=() if model.adapter else chunks,  # texts are computed without any
     )
 
 
@@ -187,8 +203,9 @@ async def begin(
     if conversation.tools and not tooling.many and tooling.choice == "auto":
         stop = (*stop, hermes.CLOSE)  # one call is enough
     sampling = msgspec.structs.replace(sampling, grammar=grammar, stop=stop)
-    tokens = await encoded(model.engine, prompt(model.engine, conversation))
-    return await request(model, call, asked, tokens, sampling, id=id, n=n)
+    pieces = with_documents(model.engine, conversation)
+    tokens, chunks = await bringing.encoded(model.engine, pieces, conversation.documents)
+    return await request(model, call, asked, tokens, sampling, id=id, n=n, chunks=chunks)
 
 
 class Choice:

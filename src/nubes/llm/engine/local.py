@@ -81,7 +81,10 @@ class LocalEngine:
             adapters=self.store.sizes,
         )  # fmt: skip
         self.scheduler = self._schedule()
-        self.blender = Blender(runtime, texts or TextStore(None), fusion, model=name) if fusion is not None else None
+        self.blender: Blender | None = None
+        if fusion is not None:
+            texts = texts or TextStore(None, runtime.blocks * runtime.block_bytes)  # as much again as KV takes
+            self.blender = Blender(runtime, texts, fusion, model=name)
         self._model = Model(runtime, self.store, self.scheduler.state.host.size, self.blender)
         self._rng = np.random.default_rng(seed)
         self._inbox: deque[tuple[str, Job]] = deque()

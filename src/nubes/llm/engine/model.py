@@ -71,7 +71,10 @@ class Model:
         assert self.blender is not None
         ends = np.cumsum((0, *choice.job.request.chunks)).tolist()
         texts = [choice.text[start:end] for start, end in pairwise(ends)]
-        return np.asarray(self.blender.fuse(texts, choice.text[ends[-1] :], choice.sequence.blocks), np.float32)
+        salt = choice.job.request.cache_salt
+        logits = self.blender.fuse(texts, choice.text[ends[-1] :], choice.sequence.blocks, salt)
+        choice.sequence.cached = self.blender.reused
+        return np.asarray(logits, np.float32)
 
     def _fill(self, fills: Many[Fill]) -> None:
         """Adapters for later steps, copied while this one runs."""
