@@ -115,7 +115,8 @@ class App:
         device="auto"           cuda if there is one, else cpu
         threads=0               0: all cores
         kv_memory="1GiB"        for the KV cache
-        batching, ordering, preemption, retention, speculation, fusion    policies, e.g. speculation="specinfer"
+        batching, ordering, preemption, retention, speculation, restoration, fusion
+                                policies, e.g. speculation="specinfer"
         adapters={}             LoRA adapters: name -> folder as PEFT saves it; asked for as model "name" or "llm:name"
         max_waiting=1024        requests that may wait; more are refused with 503
         vllm_metrics=False      metrics under vLLM's names as well

@@ -105,6 +105,7 @@ def serve(
     preemption: Annotated[str, typer.Option(help="The preemption policy.")] = "",
     retention: Annotated[str, typer.Option(help="The retention policy.")] = "",
     speculation: Annotated[str, typer.Option(help='The speculation policy, e.g. "specinfer".')] = "",
+    restoration: Annotated[str, typer.Option(help='How KV that gave way comes back, e.g. "hcache".')] = "",
     fusion: Annotated[str, typer.Option(help='How `documents` of prompts are put together, e.g. "cacheblend".')] = "",
     adapter: Annotated[list[str], typer.Option(help="A LoRA adapter: NAME=FOLDER. May be given again.")] = (),  # type: ignore[assignment]
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get a 503.")] = 1024,
@@ -124,7 +125,8 @@ def serve(
     engine = open_engine(
         model, format=format, kv_memory=kv_memory, threads=threads or None, batching=batching or None,
         ordering=ordering or None, preemption=preemption or None, retention=retention or None, max_waiting=max_waiting,
-        speculation=speculation or None, fusion=fusion or None, adapters=dict(_named(text) for text in adapter),
+        speculation=speculation or None, restoration=restoration or None, fusion=fusion or None,
+        adapters=dict(_named(text) for text in adapter),
     )  # fmt: skip
     if record is not None:
         from nubes.llm.engine.recording import record as begin

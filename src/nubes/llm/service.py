@@ -63,6 +63,7 @@ class Service:
             preemption=spec.preemption or None,
             retention=spec.retention or None,
             speculation=spec.speculation or None,
+            restoration=spec.restoration or None,
             fusion=spec.fusion or None,
             max_waiting=spec.max_waiting,
             store=self.store,

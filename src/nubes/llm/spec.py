@@ -137,6 +137,7 @@ class LLMSpec(msgspec.Struct, frozen=True, kw_only=True):
     preemption: str = ""
     retention: str = ""
     speculation: str = ""
+    restoration: str = ""
     fusion: str = ""
     adapters: dict[str, str] = {}  # LoRA adapters: name -> folder
     max_waiting: int = 1024

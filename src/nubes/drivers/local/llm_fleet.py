@@ -110,6 +110,8 @@ class EngineFleet:
     ) -> None:
         from nubes.llm.checkpoint import load
 
+        if policies.get("restoration"):
+            raise UsageError("KV goes from engine to engine without what it could be restored from.", "Leave it out.")
         checkpoint = load(model)
         self.name = checkpoint.name
         self.tokens = checkpoint.tokens

@@ -20,9 +20,12 @@ import numpy as np
 
 from nubes.kernel.errors import Overloaded
 from nubes.llm.cache.fusing import Blender
+from nubes.llm.cache.restoration import paired
 from nubes.llm.cache.texts import TextStore
 from nubes.llm.engine.asking import MAX_WIDTH, check
 from nubes.llm.engine.choice import Choice, Job
+from nubes.llm.engine.inputs import host_blocks as room
+from nubes.llm.engine.inputs import planned
 from nubes.llm.engine.model import Model
 from nubes.llm.engine.stream import Stream, hand_over
 from nubes.llm.errors import ContextTooLong
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 
     from nubes.llm.engine.recording import Recorder
     from nubes.llm.runtime.rows import Runtime
-    from nubes.llm.seams import Fusion, Retention, Speculation
+    from nubes.llm.seams import Fusion, Restoration, Retention, Speculation
 
 SHED = "The engine is overloaded: the request was refused while it waited."
 NAN = "The model's output is not a number: this prompt, or the weights, break it."
@@ -61,6 +64,7 @@ class LocalEngine:
         retention: str | Retention | None = None,
         speculation: str | Speculation | None = None,
         host_blocks: int | None = None,
+        restoration: str | Restoration | None = None,
         fusion: str | Fusion | None = None,
         texts: TextStore | None = None,
         max_waiting: int = 1024,
@@ -75,6 +79,10 @@ class LocalEngine:
         self.recorder = recorder  # told of every step and answer
         self.runtime = runtime
         self.store = store or Store(runtime)
+        retention = paired(retention, restoration, fusion)
+        self.plan = planned(runtime, restoration)
+        if self.plan is not None and host_blocks is None:
+            host_blocks = room(runtime, self.plan)
         self._schedule = partial(
             Scheduler, runtime.blocks, block_size=runtime.block_size, host_blocks=host_blocks, batching=batching,
             ordering=ordering, preemption=preemption, retention=retention, speculation=speculation,
@@ -85,7 +93,7 @@ class LocalEngine:
         if fusion is not None:
             texts = texts or TextStore(None, runtime.blocks * runtime.block_bytes)  # as much again as KV takes
             self.blender = Blender(runtime, texts, fusion, model=name)
-        self._model = Model(runtime, self.store, self.scheduler.state.host.size, self.blender)
+        self._model = Model(runtime, self.store, self.scheduler.state.host.size, self.blender, self.plan)
         self._rng = np.random.default_rng(seed)
         self._inbox: deque[tuple[str, Job]] = deque()
         self._calls: deque[Callable[[], None]] = deque()
@@ -343,6 +351,8 @@ class LocalEngine:
                 if self.recorder is not None:
                     self.recorder.request(sequence, now, deltas[-1].finish)
         guesses.settle(self.runtime)
+        if self._model.inputs is not None:
+            self._model.inputs.shift(guesses.moves)
         self._counts.generation_tokens += len(told)
         self._tell(told)
 

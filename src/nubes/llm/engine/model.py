@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nubes.llm.engine.host import HostMemory
+from nubes.llm.engine.inputs import Inputs
 from nubes.llm.engine.ragged import ragged
 from nubes.llm.lora.paging import Fill
 from nubes.llm.lora.segments import Placed
@@ -23,19 +24,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nubes.llm.cache.fusing import Blender
+    from nubes.llm.cache.restoration import Plan
     from nubes.llm.engine.choice import Choice
     from nubes.llm.runtime.rows import Runtime
     from nubes.llm.speculative.tree import Tree
 
 
 class Model:
-    """What an engine does with a runtime. `host_blocks`: room in host memory; `blender`: for prompts made of texts."""
+    """What an engine does with a runtime. `host_blocks`: room in host memory; `blender`: for prompts made of texts.
 
-    def __init__(self, runtime: Runtime, store: Store, host_blocks: int, blender: Blender | None) -> None:
+    `plan`: what of a block goes to host memory, if not all of its KV.
+    """
+
+    def __init__(
+        self, runtime: Runtime, store: Store, host_blocks: int, blender: Blender | None, plan: Plan | None = None
+    ) -> None:  # fmt: skip
         self.runtime = runtime
         self.store = store
         self.blender = blender
-        self._host = HostMemory(runtime, host_blocks)
+        self.inputs = Inputs(runtime, plan, host_blocks) if plan is not None else None
+        self._host = self.inputs or HostMemory(runtime, host_blocks)
         self._filler = ThreadPoolExecutor(1, "nubes-llm-adapters")  # starts its thread when it is used
 
     def run(
@@ -44,6 +52,12 @@ class Model:
         """Logits [n, vocab], and the sequences whose next tokens the first of them are for; those of `trees` follow."""
         if step.load.moved:
             self._host.move(step.loads, step.saves)
+        if self.inputs is not None:
+            for each in step.restored:
+                name = each.sequence.adapter
+                placed_at = self.store.placed(name, each.adapter) if name else None
+                self.inputs.restore(each, choices[each.sequence.id].text, placed_at)
+            self.inputs.copy(step.copies)
         if step.copies:
             self.runtime.copy_blocks(step.copies)
         filling = self._filler.submit(self._fill, step.fills) if step.fills else None
@@ -55,7 +69,10 @@ class Model:
 
         tokens, rows, outputs, heads = ragged(others, state, lambda sequence: choices[sequence.id].text, placed, trees)
         try:
-            logits = self.runtime.step(tokens, rows, outputs) if len(tokens) else np.zeros((0, 1), np.float32)
+            kept = self.inputs.room(len(tokens)) if self.inputs is not None else None
+            logits = self.runtime.step(tokens, rows, outputs, kept) if len(tokens) else np.zeros((0, 1), np.float32)
+            if self.inputs is not None and kept is not None:
+                self.inputs.put(kept, rows)
             for chunk in blended:
                 if chunk.last:
                     more = self._blend(choices[chunk.sequence.id])

@@ -30,7 +30,7 @@ class Guesses:
         self.trees: dict[int, Tree] = {}
         self._scheduler = scheduler
         self._guesses: dict[int, tuple[Guess, int]] = {}  # sequence -> its place in the step, nodes before its own
-        self._moves: list[Move] = []
+        self.moves: list[Move] = []  # of tokens, once guesses are verified
         self._nodes = 0
         widths = slots.widths(scheduler, step)
         for sequence in scheduler.state.decoding.values() if widths else ():
@@ -68,14 +68,14 @@ class Guesses:
 
         nodes = accepted(tree, choose)
         state = self._scheduler.state
-        self._moves += moves(sequence.blocks, state.block_size, sequence.context, nodes)
+        self.moves += moves(sequence.blocks, state.block_size, sequence.context, nodes)
         slots.accept(self._scheduler.state, guess, len(nodes))
         self._scheduler.speculation.verified(ranks(tree, nodes, choice.text[-len(deltas) :]))
         return deltas
 
     def settle(self, runtime: Runtime) -> None:
         """Brings the KV of the guesses that held to where it belongs. To be done before the next step."""
-        compact(runtime, self._moves)
+        compact(runtime, self.moves)
 
 
 def ranks(tree: Tree, nodes: Sequence[int], tokens: Sequence[int]) -> list[tuple[int, int]]:
