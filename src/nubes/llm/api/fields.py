@@ -87,7 +87,7 @@ GENERATE: Mapping[str, str] = {
     "prompt_cache_options": "Prefixes are found by their content; nothing needs to be set.",
     "moderation": "Nothing is moderated.",
     "use_beam_search": "Use `n` or `best_of`.",
-    "prompt_logprobs": "Only generated tokens have log probabilities.",
+    "prompt_logprobs": "Use /v1/completions or /v1/chat/completions.",
     "truncate_prompt_tokens": "Shorten the prompt before sending it.",
     "length_penalty": "It belongs to beam search.",
     "bad_words": "Use `logit_bias`.",
@@ -204,6 +204,7 @@ class Chat(Generate, kw_only=True):
     stop: str | Stops | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: Format | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
@@ -221,12 +222,13 @@ class Completion(Generate, kw_only=True):
     prompt: str | list[str | Count | list[Count]]
     documents: list[str | Document] | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Positive | None = None
+    max_tokens: Count | None = None
     n: Choices | None = None
     best_of: Choices | None = None
     echo: bool | None = None
     stop: str | Stops | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
 class Embeddings(Body, kw_only=True):

@@ -19,6 +19,8 @@ from nubes.llm.engine import structured
 from nubes.llm.live import Engine
 from nubes.llm.spec import Delta, Finish, Grammar, Request, Sampling, TokenLogprob
 
+LOWEST = -9999.0  # JSON knows no minus infinity
+
 
 class Conversation(msgspec.Struct, kw_only=True):
     """What the model is shown. `messages` and `tools` are as chat templates know them."""
@@ -170,6 +172,11 @@ def check_length(engine: Engine, prompt: Sequence[int], max_tokens: int | None, 
         raise Problem(400, message, field, "context_length_exceeded")
 
 
+def check_prompt_logprobs(wanted: int | None, stream: bool | None) -> None:
+    if wanted is not None and stream:
+        raise invalid("prompt_logprobs", "prompt_logprobs come with the whole answer: leave out stream.")
+
+
 async def request(
     model: Model, call: Call, asked: Generate, tokens: list[int], sampling: Sampling, *, id: str, n: int = 1,
     field: str = "messages", chunks: tuple[int, ...] = (),
@@ -216,6 +223,7 @@ class Choice:
         self.calls: list[list[str]] = []  # id, name, arguments
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
+        self.prompt: list[TokenLogprob | None] = []
         self.finish: Finish | None = None
         self.stop_reason: str | int | None = None
         self._parser = Hermes() if tools else None
@@ -224,6 +232,8 @@ class Choice:
         self.tokens += delta.tokens
         if delta.logprobs:
             self.logprobs += delta.logprobs
+        if delta.prompt is not None:
+            self.prompt = delta.prompt
         found: list[str | CallDelta] = []
         if self._parser is None:
             if delta.text:
@@ -250,6 +260,24 @@ class Choice:
         """None if the answer is calls alone."""
         text = "".join(self.text)
         return None if self.calls and not text.strip() else text
+
+
+def prompt_logprobs(scores: Sequence[TokenLogprob | None], top: int) -> list[dict[str, Any] | None]:
+    """Log probabilities of a prompt's tokens as vLLM writes them: by token, that of the prompt first."""
+    found: list[dict[str, Any] | None] = []
+    for one in scores:
+        if one is None:
+            found.append(None)
+            continue
+        tops = {token: (logprob, nth, text) for nth, (token, text, _, logprob) in enumerate(one.top[:top], 1)}
+        of = {one.token: (one.logprob, one.rank, one.text)} | tops
+        found.append(
+            {
+                str(token): {"logprob": max(logprob, LOWEST), "rank": rank, "decoded_token": text}
+                for token, (logprob, rank, text) in of.items()
+            }
+        )
+    return found
 
 
 def usage(prompt: int, generated: int, cached: int) -> Mapping[str, Any]:

@@ -262,9 +262,10 @@ class LocalEngine:
         own = f"\0{self._ids}" if request.chunks and self.blender is not None else ""  # it is not what others compute
         keys = BlockKeys(self.runtime.block_size, request.cache_salt + own, adapter)
         keys.extend(request.prompt)
+        scored = request.sampling.prompt_logprobs is not None  # then all of it is computed
         sequence = Sequence(
-            self._ids, len(request.prompt), limit, arrived_s=request.arrived_s, keys=keys.keys, width=request.n,
-            priority=request.priority, user=request.user, session=request.session, adapter=adapter,
+            self._ids, len(request.prompt), limit, arrived_s=request.arrived_s, keys=() if scored else keys.keys,
+            width=request.n, priority=request.priority, user=request.user, session=request.session, adapter=adapter,
             work=request.work,
         )  # fmt: skip
         choice = Choice(job, 0, sequence, list(request.prompt), keys, self.tokens, self._seed(job))
@@ -314,7 +315,9 @@ class LocalEngine:
         self._counts.steps += 1
         started = scheduler.complete(step, monotonic())
         for sequence in started:
-            if sequence.id not in self._choices:
+            if sequence.id in self._choices:
+                sequence.keys = self._choices[sequence.id].keys.keys
+            else:
                 parent = self._choices[sequence.group]
                 self._choices[sequence.id] = parent.fork(sequence, self._seed(parent.job))
         places = {sequence.id: at for at, sequence in enumerate(heads)}
@@ -344,6 +347,7 @@ class LocalEngine:
             if not choice.told:
                 choice.told = True
                 deltas[0].cached, deltas[0].queued_s = sequence.cached, choice.job.queued_s
+                deltas[0].prompt, choice.scores = choice.scores, None
             told += [(choice.job, delta) for delta in deltas]
             if deltas[-1].finish is not None:
                 self.scheduler.finish(sequence, now)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nubes.llm.cache.chunks import as_rows
 from nubes.llm.engine.host import HostMemory
 from nubes.llm.engine.inputs import Inputs
 from nubes.llm.engine.ragged import ragged
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from nubes.llm.engine.choice import Choice
     from nubes.llm.runtime.rows import Runtime
     from nubes.llm.speculative.tree import Tree
+
+SCORED = 64  # rows of logits at a time, where those of a whole prompt are wanted
 
 
 class Model:
@@ -70,7 +73,13 @@ class Model:
         tokens, rows, outputs, heads = ragged(others, state, lambda sequence: choices[sequence.id].text, placed, trees)
         try:
             kept = self.inputs.room(len(tokens)) if self.inputs is not None else None
-            logits = self.runtime.step(tokens, rows, outputs, kept) if len(tokens) else np.zeros((0, 1), np.float32)
+            if any(choices[chunk.sequence.id].scores is not None for chunk in others.chunks):
+                x = self.runtime.embed(tokens)
+                self.runtime.forward(x, rows, keep=kept)
+                logits = self.runtime.logits(x, outputs)
+                self._score(x, others, choices)
+            else:
+                logits = self.runtime.step(tokens, rows, outputs, kept) if len(tokens) else np.zeros((0, 1), np.float32)
             if self.inputs is not None and kept is not None:
                 self.inputs.put(kept, rows)
             for chunk in blended:
@@ -82,6 +91,16 @@ class Model:
             if filling is not None:
                 filling.result()
         return logits, heads
+
+    def _score(self, x: Any, step: Step, choices: Mapping[int, Choice]) -> None:
+        """Tells those who want to know of all their prompt's tokens. `x` [rows, hidden] begins with the chunks."""
+        first = 0
+        for chunk in step.chunks:
+            choice, count = choices[chunk.sequence.id], chunk.end - chunk.start
+            for at in range(0, count if choice.scores is not None else 0, SCORED):
+                rows = np.arange(first + at, first + min(count, at + SCORED), dtype=np.int32)
+                choice.score(chunk.start + at, as_rows(self.runtime.logits(x, rows)))
+            first += count
 
     def _blend(self, choice: Choice) -> NDArray[np.float32]:
         """A whole prompt from its texts; its blocks are all there since it was admitted."""
@@ -100,5 +119,9 @@ class Model:
 
 
 def blends(choice: Choice) -> bool:
-    """Whether a prompt is put together from its texts: at first. If it had to give way, it is computed."""
-    return bool(choice.job.request.chunks) and not choice.sequence.preemptions
+    """Whether a prompt is put together from its texts: at first. If it had to give way, it is computed.
+
+    So it is if all of its tokens are looked at.
+    """
+    request = choice.job.request
+    return bool(request.chunks) and not choice.sequence.preemptions and request.sampling.prompt_logprobs is None
