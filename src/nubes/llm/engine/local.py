@@ -357,6 +357,8 @@ class LocalEngine:
         guesses.settle(self.runtime)
         if self._model.inputs is not None:
             self._model.inputs.shift(guesses.moves)
+        if self.recorder is not None and guesses.paths:
+            self.recorder.guesses(guesses.paths)
         self._counts.generation_tokens += len(told)
         self._tell(told)
 
