@@ -115,7 +115,8 @@ class App:
         device="auto"           cuda if there is one, else cpu
         threads=0               0: all cores, shared out among the replicas
         kv_memory="1GiB"        for the KV cache of each replica
-        batching, ordering, preemption, retention, speculation    policies, e.g. speculation="specinfer"
+        batching, ordering, preemption, retention, speculation, restoration, fusion
+                                policies, e.g. speculation="specinfer"
         adapters={}             LoRA adapters: name -> folder as PEFT saves it; asked for as model "name" or "llm:name"
         replicas=1              engine processes that answer as one: what one of them was lost with goes on in another
         routing, migration      policies for replicas: which one gets a request, which requests move while they run

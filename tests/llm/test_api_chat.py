@@ -310,7 +310,7 @@ def test_parsed_by_the_client(client: Any, engine: FakeEngine) -> None:
         ("audio", {"voice": "x"}, "audio"), ("modalities", ["text", "audio"], "modalities"),
         ("prediction", {"type": "content", "content": "x"}, "prediction"), ("web_search_options", {"a": 1}, "web_search_options"),
         ("store", True, "store"), ("kv_transfer_params", {"a": 1}, "kv_transfer_params"),
-        ("prompt_logprobs", 1, "prompt_logprobs"), ("use_beam_search", True, "use_beam_search"),
+        ("prompt_logprobs", 21, "prompt_logprobs"), ("use_beam_search", True, "use_beam_search"),
         ("stream_options", {"include_usage": True}, "stream_options"), ("top_logprobs", 3, "top_logprobs"),
         ("temperature", "hot", "temperature"), ("temperature", 3, "temperature"), ("temperature", -0.1, "temperature"),
         ("top_p", 0, "top_p"), ("n", 0, "n"), ("n", 1.5, "n"), ("max_tokens", 0, "max_tokens"), ("max_tokens", True, "max_tokens"),

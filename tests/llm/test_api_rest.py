@@ -89,7 +89,7 @@ def test_the_best_are_the_likeliest(client: Any, engine: FakeEngine, monkeypatch
     ("more", "param"),
     [
         ({"suffix": "x"}, "suffix"), ({"best_of": 1, "n": 2}, "best_of"), ({"best_of": 2, "stream": True}, "best_of"),
-        ({"echo": True, "logprobs": 1}, "echo"), ({"logprobs": 21}, "logprobs"), ({"prompt": []}, "prompt"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"), ({"logprobs": 21}, "logprobs"), ({"prompt": []}, "prompt"),
         ({"prompt": ["a", 1]}, "prompt"), ({"prompt": [9999]}, "prompt"), ({"prompt": [[]]}, "prompt"), ({"prompt": ""}, "prompt"),
         ({"prompt": [-1]}, "prompt[0]"), ({"prompt": ["x"] * 257}, "prompt"), ({"max_tokens": 0}, "max_tokens"), ({"prompt": 7}, "prompt"),
     ],

@@ -23,7 +23,7 @@ from nubes.llm.graphs.program import SemanticFunction
 from nubes.llm.graphs.runner import Failed, Runner, Said, Usage, Value, encoded
 from nubes.llm.graphs.spec import Call, Chain, Graph, Plan, plan, split
 from nubes.llm.graphs.template import Input, Output, Text, parse
-from nubes.llm.graphs.transforms import TransformFailed, apply
+from nubes.llm.graphs.transforms import TransformFailed, apply, check
 from nubes.llm.spec import Request, Sampling
 
 GREEDY = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True)
@@ -97,6 +97,21 @@ def test_transforms(transform: Any, text: str, value: str) -> None:
 def test_transforms_that_do_not_fit(transform: Any, text: str) -> None:
     with pytest.raises(TransformFailed):
         apply([transform], text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [("(a|a)*$", "a" * 100 + "b"), ("(?:(?:a{1,1000}){1,1000}){1,1000}b", "a" * 5000)],
+)
+def test_a_regular_expression_that_takes_for_ever_is_stopped(pattern: str, text: str) -> None:
+    with pytest.raises(UsageError, match=r"more than 0\.5 s"):
+        apply([regex(pattern)], text)
+
+
+@pytest.mark.parametrize("pattern", ["(", "a" * 1001, "(?:" * 400 + ")" * 400])
+def test_what_is_no_regular_expression(pattern: str) -> None:
+    with pytest.raises(UsageError, match="regular expression"):
+        check([regex(pattern)])
 
 
 # -- deduction ------------------------------------------------------------------------------------------------------
@@ -438,6 +453,12 @@ def test_the_whole_answer_and_its_usage() -> None:
         refused = httpx2.post(url + "/v1/graphs", json=body)
         assert refused.status_code == 400
         assert "Nothing gives 'z'" in refused.json()["error"]["message"]
+        endless = {**body["calls"][0], "transforms": {"y": [{"kind": "regex", "argument": "(A|A)*$"}]}}
+        body |= {"calls": [endless], "get": {"y": "latency"}, "values": {"x": "a" * 90 + "b"}}
+        endless["max_tokens"] = 99
+        stopped = httpx2.post(url + "/v1/graphs", json=body)
+        assert stopped.status_code == 400
+        assert "takes more than" in stopped.json()["error"]["message"]
 
 
 def test_usage_counts_what_was_shared() -> None:

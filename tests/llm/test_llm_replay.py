@@ -176,6 +176,26 @@ def test_a_recording_states_its_own_error(tmp_path: Path) -> None:
     assert "its own error" in html(found).lower() or "How far to trust" in html(found)
 
 
+def test_guesses_are_replayed() -> None:
+    """All right ones make answers come sooner, wrong ones change nothing but the steps' sizes, and both are told."""
+    workload = load_llm("chat-like(rate=0.2,length=60s,limit=1024)")
+    found = {}
+    for hits in ((0.0,), (1.0,)):
+        chosen = configurations([MODEL], speculation=["off", "sequence(depth=4,fixed=true)"], hits=(hits,))
+        report = replay_llm(workload, chosen, jobs=1)
+        off, on = report.rows
+        assert [off.label, on.label] == ["off", "sequence(depth=4,fixed=true)"]
+        assert "Guesses" not in off.model
+        assert f"by rank, the first ones {hits[0]:.0%}" in on.model
+        found[hits[0]] = on.measures.tpot_s.p50 / off.measures.tpot_s.p50
+    assert found[1.0] < 0.35
+    assert found[0.0] >= 1.0
+    (assumed,) = replay_llm(workload, configurations([MODEL], speculation=["specinfer"]), jobs=1).rows
+    assert "is assumed" in assumed.model
+    with pytest.raises(UsageError, match="more often"):
+        configurations([MODEL], hits=((0.7, 0.4),))
+
+
 def test_a_fit_may_be_a_recording(tmp_path: Path) -> None:
     serve(tmp_path / "chat.jsonl")
     model = step_model(f"cpu({tmp_path / 'chat.jsonl'})")

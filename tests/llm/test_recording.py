@@ -83,6 +83,36 @@ def test_its_replay_is_what_was_measured(recording: Recording) -> None:
     assert served.cached.tolist() == [answer.cached for answer in recording.answers]
 
 
+def test_guesses_are_recorded_by_what_became_of_them(tmp_path: Path) -> None:
+    """An engine that repeats itself, so that n-grams guess right; then its own replay."""
+    import asyncio
+
+    from nubes.llm.engine.recording import rates, record
+    from nubes.replay.llm import configurations, replay_llm
+    from tests.llm.toy import ask, engine
+
+    assert rates([]) == ()
+    assert rates([[(2, 1), (1, -1)], [(3, 0)], []]) == ((1 / 3, 1 / 2, 0.0), (0.0,))
+
+    async def talk() -> None:
+        async with engine(speculation="sequence(depth=2,fixed=true)") as made:
+            recorder = record(made, tmp_path / "guessed.jsonl")
+            for _ in range(30):
+                await ask(made, [5, 6, 7, 5, 6, 7, 5, 6], 12)
+            recorder.close()
+
+    asyncio.run(talk())
+    found = read(tmp_path / "guessed.jsonl")
+    assert found.about.policies["speculation"] == "sequence(depth=2,fixed=true)"
+    assert len(found.hits) <= 2
+    assert all(0 <= rate <= 1 for ranks in found.hits for rate in ranks)
+    model = "opt(opt-13b,tp=1)"
+    (row,) = replay_llm(
+        found.workload, [c.filled(found.about.policies, found.hits) for c in configurations([model])]
+    ).rows
+    assert "recorded" in row.model
+
+
 def test_a_cut_line_is_left_out_and_a_broken_one_named(recording: Recording, tmp_path: Path) -> None:
     whole = recording.path.read_bytes()
     cut, broken = tmp_path / "cut.jsonl", tmp_path / "broken.jsonl"

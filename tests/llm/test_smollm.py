@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from nubes.llm.engine.local import LocalEngine
 from nubes.llm.engine.opening import open_runtime
 from nubes.llm.runtime.rows import causal
 from nubes.llm.spec import Request, Sampling
+from tests.llm.api_fakes import served
 
 TOPICS = [
     "clouds",
@@ -117,6 +120,68 @@ def test_greedy_answers_are_those_of_transformers(checkpoint: Checkpoint, refere
         logits = expected(reference, prompt + said[:-1])[len(prompt) - 1 :]
         # Token for token: given what came before, each is transformers' likeliest one.
         assert logits.argmax(axis=1).tolist() == said
+
+
+def test_log_probabilities_of_prompts_are_those_of_transformers(checkpoint: Checkpoint, reference: Any) -> None:
+    """Over HTTP, whole and streamed, also where a prefix is there already and the prompt takes several steps."""
+    from nubes.llm.api import app
+
+    runtime = open_runtime(checkpoint, "fp32", "cpu", kv_bytes=1 << 26)
+    engine = LocalEngine("smollm2", runtime, checkpoint.tokens, batching="sarathi(budget=40)")
+    tokens = checkpoint.tokens.encode("Bees visit flowers: " + "clover, lime, heather - and ünïcödé 🐝 blossoms. " * 5)
+    assert len(tokens) > 90
+    exact = expected(reference, tokens).astype(np.float64)
+    exact -= np.log(np.exp(exact).sum(axis=1, keepdims=True))
+    want = [None, *(float(row[token]) for row, token in zip(exact[:-1], tokens[1:], strict=True))]
+    ranks = [int((row > row[token]).sum()) + 1 for row, token in zip(exact[:-1], tokens[1:], strict=True)]
+    text = checkpoint.tokens.decode(tokens)
+    with served(app({"smollm2": engine})) as url, httpx2.Client(base_url=url, timeout=60) as http:
+
+        def ask(path: str = "completions", **more: Any) -> Any:
+            answer = http.post(f"/v1/{path}", json={"prompt": tokens, "temperature": 0, "max_tokens": 3, **more})
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+        plain = ask()["choices"][0]
+        for answer in ask(echo=True, logprobs=2, n=2)["choices"]:
+            found = answer["logprobs"]
+            assert answer["text"] == text + plain["text"]
+            assert found["token_logprobs"][0] is found["top_logprobs"][0] is None
+            assert found["token_logprobs"][1 : len(tokens)] == pytest.approx(want[1:], abs=1e-3)
+            assert len(found["tokens"]) == len(found["text_offset"]) == len(tokens) + 3
+            assert found["text_offset"] == sorted(found["text_offset"])
+            assert answer["text"][found["text_offset"][len(tokens)] :] == plain["text"]
+            for row, told in zip(exact[:-1], found["top_logprobs"][1 : len(tokens)], strict=True):
+                if "\ufffd" not in told:  # halves of characters have one name
+                    assert max(told.values()) == pytest.approx(float(row.max()), abs=1e-3)
+        after = ask()
+        assert after["choices"][0]["text"] == plain["text"]
+        assert after["usage"]["prompt_tokens_details"]["cached_tokens"] > 64, "what it computed is there for others"
+
+        alone = ask(echo=True, logprobs=0, max_tokens=0)
+        assert alone["choices"][0]["text"] == text
+        assert alone["choices"][0]["logprobs"]["token_logprobs"] == pytest.approx(want, abs=1e-3)
+        assert alone["usage"]["completion_tokens"] == 0
+        assert alone["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+        body = {"prompt": tokens, "temperature": 0, "max_tokens": 3, "echo": True, "logprobs": 1, "stream": True}
+        lines = [line for line in http.post("/v1/completions", json=body).text.splitlines() if "choices" in line]
+        chunks = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines]
+        told = [one for chunk in chunks for one in chunk["logprobs"]["token_logprobs"]]
+        assert told[: len(tokens)] == pytest.approx(want, abs=1e-3)
+        assert len(told) == len(tokens) + 3
+        assert "".join(chunk["text"] for chunk in chunks) == text + plain["text"]
+
+        told = ask(prompt_logprobs=1)["choices"][0]["prompt_logprobs"]
+        assert told[0] is None
+        for nth, of in enumerate(told[1:]):
+            one = of[str(tokens[nth + 1])]
+            assert one["logprob"] == pytest.approx(want[nth + 1], abs=1e-3)
+            assert one["rank"] == ranks[nth]
+            assert {each["rank"] for each in of.values()} == {1, ranks[nth]}
+        chat = ask("chat/completions", messages=[{"role": "user", "content": "Hi"}], prompt_logprobs=0)
+        assert len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"]
+    engine.close()
 
 
 def perplexity(runtime: Any, text: list[int], window: int = 256) -> float:

@@ -35,7 +35,7 @@ class ToyRuntime:
         self.blocks, self.block_size = blocks, block_size
         self.kv = np.full((blocks, block_size), -1, np.int64)
         self.block_bytes = self.kv[0].nbytes
-        self.slots = self
+        self.slots, self.pages, self.dtype = self, self.kv, np.float32
         self.poison = poison
         self.break_next = False
         self.steps = 0

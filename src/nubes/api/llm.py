@@ -31,10 +31,11 @@ def make_llm(model: str, given: dict[str, Any], defaults: Defaults, deployment: 
     except msgspec.ValidationError as error:
         raise UsageError(f"app.llm: {error}.", "See the options of app.llm.") from None
     check(spec)
+    more = 1 + bool(spec.fusion) + bool(spec.restoration)  # each keeps as much again in host memory
     name = "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in spec.label.split("/")[-1])
     options: dict[str, Any] = {
         "name": name,
-        "memory": f"{(kv_bytes + OVERHEAD_BYTES) * most_engines(spec) >> 20}MiB",
+        "memory": f"{(kv_bytes * more + OVERHEAD_BYTES) * most_engines(spec) >> 20}MiB",
         "min_instances": 1,
         "max_instances": 1,
         "timeout": "1h",

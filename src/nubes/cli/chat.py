@@ -111,6 +111,8 @@ def serve(
     preemption: Annotated[str, typer.Option(help="The preemption policy.")] = "",
     retention: Annotated[str, typer.Option(help="The retention policy.")] = "",
     speculation: Annotated[str, typer.Option(help='The speculation policy, e.g. "specinfer".')] = "",
+    restoration: Annotated[str, typer.Option(help='How KV that gave way comes back, e.g. "hcache".')] = "",
+    fusion: Annotated[str, typer.Option(help='How `documents` of prompts are put together, e.g. "cacheblend".')] = "",
     adapter: Annotated[list[str], typer.Option(help="A LoRA adapter: NAME=FOLDER. May be given again.")] = (),  # type: ignore[assignment]
     replicas: Annotated[
         int, typer.Option(min=1, help="Engine processes that answer as one and survive each other.")
@@ -136,6 +138,7 @@ def serve(
     spec = LLMSpec(
         model=model, format=format, threads=threads, kv_memory_bytes=size_bytes(kv_memory, "kv_memory"),
         batching=batching, ordering=ordering, preemption=preemption, retention=retention, speculation=speculation,
+        restoration=restoration, fusion=fusion,
         adapters=dict(_named(text) for text in adapter), replicas=replicas, prefill_replicas=prefill_replicas,
         routing=routing, migration=migration, scaling=scaling, max_waiting=max_waiting, vllm_metrics=vllm_metrics,
     )  # fmt: skip

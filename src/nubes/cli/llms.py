@@ -34,6 +34,14 @@ Batching = Annotated[str, _option("Batching policies to compare, with commas bet
 Ordering = Annotated[str, _option("The same for the order of the queue.")]
 Preemption = Annotated[str, _option("The same for who gives way.")]
 Retention = Annotated[str, _option("The same for what KV is kept.")]
+Speculation = Annotated[str, _option("The same for guessing tokens ahead.")]
+Hits = Annotated[
+    str,
+    _option(
+        "How likely the first, second, ... guess of a token holds: 0.6,0.1.",
+        metavar="SHARES", show_default="as recorded, or 0.5,0.2,0.08",
+    ),
+]  # fmt: skip
 Instances = Annotated[str, _option("How many engines; several numbers with commas between.")]
 BlockSize = Annotated[str, _option("Tokens of a KV block; several numbers with commas between.")]
 Slo = Annotated[str, _option('What a request may take: "ttft=500ms,tpot=50ms".', metavar="SLO")]
@@ -50,8 +58,8 @@ def recorded(trace: str) -> str:
 
 
 def chosen(
-    llm: str, batching: str, ordering: str, preemption: str, retention: str, instances: str, block_size: str,
-    price: float | None,
+    llm: str, batching: str, ordering: str, preemption: str, retention: str, speculation: str, hits: str,
+    instances: str, block_size: str, price: float | None,
 ) -> list[Configuration]:  # fmt: skip
     from nubes.kernel.policy import split
     from nubes.replay.llm import configurations
@@ -59,7 +67,7 @@ def chosen(
     return configurations(
         split(llm), split(batching) or [""], split(ordering) or [""], split(preemption) or [""],
         split(retention) or [""], numbers(instances, "--instances"), numbers(block_size, "--block-size"),
-        dollars_per_hour=price,
+        dollars_per_hour=price, speculation=split(speculation) or [""], hits=shares(hits, "--hits"),
     )  # fmt: skip
 
 
@@ -122,6 +130,14 @@ def _made(trace: str, rate: float | None, until: str | None, seed: int) -> Any:
         made = made.scaled(rate)
         said.append(f"at {rate:g} a second")
     return replace(made, source=f"{made.source} Of these {' '.join(said)}.") if said else made
+
+
+def shares(text: str, flag: str) -> tuple[tuple[float, ...], ...]:
+    """By rank, the same at every depth."""
+    try:
+        return (tuple(float(part) for part in text.split(",")),) if text else ()
+    except ValueError:
+        raise UsageError(f"{flag} {text} are no shares.", "Write numbers from 0 to 1: 0.6,0.1.") from None
 
 
 def numbers(text: str, flag: str) -> list[int]:

@@ -28,7 +28,8 @@ Seeds = Annotated[int, typer.Option(min=1, help="How many times, with other rand
 
 FUNCTION_OPTIONS = ("keep_alive", "queueing", "cold_start", "cpu", "memory")
 LLM_OPTIONS = (
-    "batching", "ordering", "preemption", "retention", "instances", "block_size", "slo", "rate", "until", "price",
+    "batching", "ordering", "preemption", "retention", "speculation", "hits", "instances", "block_size", "slo", "rate",
+    "until", "price",
 )  # fmt: skip
 
 
@@ -62,6 +63,8 @@ def replay(
     ordering: llms.Ordering = "",
     preemption: llms.Preemption = "",
     retention: llms.Retention = "",
+    speculation: llms.Speculation = "",
+    hits: llms.Hits = "",
     instances: llms.Instances = "1",
     block_size: llms.BlockSize = "16",
     slo: llms.Slo = "",
@@ -77,7 +80,9 @@ def replay(
     llm = llm or llms.recorded(trace)
     _one_kind(ctx, bool(llm))
     if llm:
-        chosen_llms = llms.chosen(llm, batching, ordering, preemption, retention, instances, block_size, price)
+        chosen_llms = llms.chosen(
+            llm, batching, ordering, preemption, retention, speculation, hits, instances, block_size, price
+        )  # fmt: skip
         llms.replay(trace, chosen_llms, slo, rate, until, seeds, html, json)
         return
     from nubes.kernel.policy import split

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from nubes.kernel.errors import UsageError
 from nubes.kernel.policy import make
+from nubes.llm.cache.restoration import paired
 from nubes.llm.spec import MOST_REPLICAS, LLMSpec
 
-ENGINE_SEAMS = ("batching", "ordering", "preemption", "retention", "speculation")
+ENGINE_SEAMS = ("batching", "ordering", "preemption", "retention", "speculation", "restoration", "fusion")
 FLEET_SEAMS = ("routing", "migration", "scaling")
 
 
@@ -15,6 +16,7 @@ def check(spec: LLMSpec) -> None:
     for seam in (*ENGINE_SEAMS, *FLEET_SEAMS):
         if text := getattr(spec, seam):
             make(seam, text)
+    paired(spec.retention, spec.restoration, spec.fusion)
     if not 1 <= spec.replicas <= MOST_REPLICAS:
         raise UsageError(f"replicas={spec.replicas} is out of range.", f"Give 1 to {MOST_REPLICAS}.")
     if not is_fleet(spec):
@@ -36,6 +38,8 @@ def _check_fleet(spec: LLMSpec) -> None:
         raise UsageError("scaling does not know which kind of replica to start.", "Leave out prefill_replicas.")
     if most_engines(spec) > MOST_REPLICAS:
         raise UsageError(f"{spec.scaling} may start {most_engines(spec)} engines.", f"Give most={MOST_REPLICAS}.")
+    if stays := next((word for word in ("restoration", "fusion") if getattr(spec, word)), ""):
+        raise UsageError(f"What {stays} keeps stays with one engine.", "Leave it out, or replicas.")
     if spec.adapters and (prefill or spec.migration not in ("", "none")):
         raise UsageError(
             "Requests with adapters do not move between replicas.", "Leave out migration and prefill_replicas."

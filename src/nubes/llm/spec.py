@@ -66,6 +66,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     include_stop: bool = False  # whether the stop string is part of the text
     ignore_eos: bool = False
     logprobs: int | None = None  # None: none; otherwise that of the chosen token and as many of the likeliest
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens
     grammar: Grammar | None = None
 
 
@@ -98,13 +99,14 @@ class Request(msgspec.Struct, kw_only=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """A token that was chosen, and the likeliest ones in its place, best first."""
+    """A token that was chosen, or is the prompt's, and the likeliest ones in its place, best first."""
 
     token: int
     text: str
     raw: bytes
     logprob: float
     top: tuple[tuple[int, str, bytes, float], ...] = ()
+    rank: int = 0  # of a prompt's token among all
 
 
 class Delta(msgspec.Struct):
@@ -122,6 +124,7 @@ class Delta(msgspec.Struct):
     stop_reason: str | int | None = None  # the stop string or token that ended it
     error: str = ""  # why, if finish is "error" or "abort"
     cached: int = 0
+    prompt: list[TokenLogprob | None] | None = None  # of each of its tokens but the first, on a request's first delta
     queued_s: float | None = None  # on a request's first delta: from its arrival to the first step with it
 
 
@@ -139,6 +142,8 @@ class LLMSpec(msgspec.Struct, frozen=True, kw_only=True):
     preemption: str = ""
     retention: str = ""
     speculation: str = ""
+    restoration: str = ""
+    fusion: str = ""
     adapters: dict[str, str] = {}  # LoRA adapters: name -> folder
     replicas: int = 1  # engine processes that answer as one; threads and KV memory are those of each
     prefill_replicas: int = 0  # so many of them only compute prompts, and the others only answer

@@ -106,6 +106,9 @@ class Steps:
         if sequences and not load.prefills:
             self.decodes.append((sequences, load.guesses > 0))
 
+    def guesses(self, paths: list[list[tuple[int, int]]]) -> None:
+        """What came of single guesses does not matter here."""
+
     def request(self, sequence: Row, end_s: float, finish: str = "stop") -> None:
         self.tokens += sequence.generated - 1  # the first comes of the prompt
 

@@ -7,17 +7,15 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from nubes.llm.api import sse, turns
+from nubes.llm.api import documents, sse, turns
 from nubes.llm.api.endpoint import Answer
 from nubes.llm.api.fields import Chat, NamedTool, StreamOptions
 from nubes.llm.api.problems import invalid, unsupported
 from nubes.llm.api.sampling import grammar, sampling
 from nubes.llm.api.service import Call, Model, Service, new_id
 from nubes.llm.api.tools import CallDelta
-from nubes.llm.api.turns import Choice, Conversation, Tooling
+from nubes.llm.api.turns import LOWEST, Choice, Conversation, Tooling
 from nubes.llm.spec import Request, TokenLogprob
-
-LOWEST = -9999.0  # JSON knows no minus infinity
 
 
 async def answer(service: Service, call: Call, asked: Chat) -> Answer:
@@ -28,7 +26,7 @@ async def answer(service: Service, call: Call, asked: Chat) -> Answer:
         asked, model.engine, stop=asked.stop,
         max_tokens=asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens,
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
-        grammar=grammar(asked, asked.response_format),
+        grammar=grammar(asked, asked.response_format), prompt_logprobs=asked.prompt_logprobs,
     )  # fmt: skip
     extra = dict(asked.chat_template_kwargs or {})
     if asked.reasoning_effort is not None:
@@ -38,6 +36,7 @@ async def answer(service: Service, call: Call, asked: Chat) -> Answer:
         generation_prompt=asked.add_generation_prompt is not False and not asked.continue_final_message,
         continued=bool(asked.continue_final_message),
         extra=extra,
+        documents=documents.texts(asked.documents),
     )
     wanted = asked.tool_choice or "auto"
     tooling = Tooling(
@@ -61,6 +60,7 @@ def _check(asked: Chat) -> None:
             raise invalid("stream_options", "stream_options needs stream to be true.")
         if asked.stream_options.include_obfuscation:
             raise unsupported("stream_options.include_obfuscation", "Chunks are as long as their text.")
+    turns.check_prompt_logprobs(asked.prompt_logprobs, asked.stream)
     for at, message in enumerate(asked.messages):
         if message.role == "tool" and not message.tool_call_id:
             raise invalid(f"messages[{at}].tool_call_id", "A tool's message needs the id of the call it answers.")
@@ -89,6 +89,8 @@ class Completion:
         body["usage"] = self._usage()
         if self.asked.return_token_ids:
             body["prompt_token_ids"] = self.request.prompt
+        if self.asked.prompt_logprobs is not None:
+            body["prompt_logprobs"] = turns.prompt_logprobs(self.choices[0].prompt, self.asked.prompt_logprobs)
         return sse.encode(body)
 
     def _head(self, kind: str) -> dict[str, Any]:

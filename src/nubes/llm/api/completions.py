@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
+from itertools import accumulate
 from typing import Any, TypeVar
 
-from nubes.llm.api import sse, turns
-from nubes.llm.api.chat import LOWEST
+from nubes.llm.api import documents, sse, turns
 from nubes.llm.api.endpoint import Answer
 from nubes.llm.api.fields import Completion, StreamOptions
 from nubes.llm.api.problems import Problem, invalid, unsupported
 from nubes.llm.api.sampling import grammar, known, sampling
 from nubes.llm.api.service import Call, Model, Service, new_id
-from nubes.llm.api.turns import Choice
-from nubes.llm.live import Engine
-from nubes.llm.spec import Request, TokenLogprob
+from nubes.llm.api.turns import LOWEST, Choice
+from nubes.llm.live import Engine, Tokens
+from nubes.llm.spec import Delta, Request, TokenLogprob
 
 PROMPTS = 256  # in one request
 DEFAULT_TOKENS = 16  # OpenAI's
@@ -30,18 +31,30 @@ async def answer(service: Service, call: Call, asked: Completion) -> Answer:
     model = service.find(asked.model)
     n, best_of = asked.n or 1, asked.best_of or asked.n or 1
     _check(asked, n, best_of)
-    max_tokens = DEFAULT_TOKENS if asked.max_tokens is None else asked.max_tokens
+    max_tokens = DEFAULT_TOKENS if asked.max_tokens is None else max(asked.max_tokens, 1)
     logprobs = asked.logprobs if best_of == n else asked.logprobs or 0  # the best are the likeliest
     how = sampling(
-        asked, model.engine, stop=asked.stop, max_tokens=max_tokens, logprobs=logprobs, grammar=grammar(asked)
-    )
+        asked, model.engine, stop=asked.stop, max_tokens=max_tokens, logprobs=logprobs, grammar=grammar(asked),
+        prompt_logprobs=max((n for n in (asked.prompt_logprobs, _echoed(asked)) if n is not None), default=None),
+    )  # fmt: skip
     id = new_id("cmpl-")
-    requests = [
-        await turns.request(model, call, asked, tokens, how, id=f"{id}-{i}", n=best_of, field="prompt")
-        for i, tokens in enumerate(await prompts(model.engine, asked.prompt, "prompt"))
-    ]
+    texts = documents.texts(asked.documents)
+    requests = []
+    for i, tokens in enumerate(await prompts(model.engine, asked.prompt, "prompt")):
+        pieces: list[str | list[int]] = ["", *(text + documents.END for text in texts), tokens] if texts else [tokens]
+        tokens, chunks = await documents.encoded(model.engine, pieces, texts)
+        requests.append(
+            await turns.request(
+                model, call, asked, tokens, how, id=f"{id}-{i}", n=best_of, field="prompt", chunks=chunks
+            )
+        )
     made = Made(service, call, asked, model, requests, id, n)
     return made.stream() if asked.stream else await made.whole()
+
+
+def _echoed(asked: Completion) -> int | None:
+    """How many likely tokens are told beside each of the prompt's; None: nothing is."""
+    return asked.logprobs if asked.echo else None
 
 
 def _check(asked: Completion, n: int, best_of: int) -> None:
@@ -49,8 +62,9 @@ def _check(asked: Completion, n: int, best_of: int) -> None:
         raise invalid("best_of", f"best_of is {best_of}, less than n, which is {n}.")
     if best_of > n and asked.stream:
         raise invalid("best_of", "What is best is known only at the end: best_of and stream exclude each other.")
-    if asked.echo and asked.logprobs is not None:
-        raise unsupported("echo", "Only generated tokens have log probabilities: leave out echo or logprobs.")
+    if asked.max_tokens == 0 and not asked.echo:
+        raise invalid("max_tokens", "max_tokens of 0 is for echo, which returns the prompt.")
+    turns.check_prompt_logprobs(asked.prompt_logprobs, asked.stream)
     if asked.stream_options is not None and not asked.stream:
         raise invalid("stream_options", "stream_options needs stream to be true.")
     if asked.stream_options is not None and asked.stream_options.include_obfuscation:
@@ -96,7 +110,8 @@ class Made:
         }  # fmt: skip
         self.choices = [[Choice(tools=False) for _ in range(r.n)] for r in requests]
         self.cached = [0] * len(requests)
-        self.deltas = merged([service.generate(model, r, call) for r in requests])
+        streams = [service.generate(model, r, call) for r in requests]
+        self.deltas = merged([prompts_alone(stream) for stream in streams] if asked.max_tokens == 0 else streams)
 
     async def whole(self) -> bytes:
         async with aclosing(self.deltas):
@@ -113,12 +128,25 @@ class Made:
 
     def _choice(self, at: int, j: int, choice: Choice) -> dict[str, Any]:
         echo = self._echo(at)
-        logprobs = None if self.asked.logprobs is None else legacy(choice.logprobs, len(echo), self.asked.logprobs)
+        logprobs = None
+        if self.asked.logprobs is not None:
+            logprobs = self._logprobs(at, choice.logprobs, len(echo), bool(echo))
         found: dict[str, Any] = {"index": at * self.n + j, "text": echo + "".join(choice.text), "logprobs": logprobs}
         found |= {"finish_reason": choice.finish, "stop_reason": choice.stop_reason}
         if self.asked.return_token_ids:
             found |= {"token_ids": choice.tokens, "prompt_token_ids": self.requests[at].prompt}
+        if self.asked.prompt_logprobs is not None:
+            found["prompt_logprobs"] = turns.prompt_logprobs(self.choices[at][0].prompt, self.asked.prompt_logprobs)
         return found
+
+    def _logprobs(self, at: int, of: Sequence[TokenLogprob], offset: int, echo: bool) -> dict[str, list[Any]]:
+        """Of an answer's tokens; with `echo` those of its prompt come first."""
+        top = self.asked.logprobs or 0
+        found = legacy(of, offset, top)
+        if not echo:
+            return found
+        before = of_prompt(self.model.engine.tokens, self.requests[at].prompt, self.choices[at][0].prompt, top)
+        return {name: before[name] + found[name] for name in found}
 
     def _echo(self, at: int) -> str:
         return self.model.engine.tokens.decode(self.requests[at].prompt) if self.asked.echo else ""
@@ -140,18 +168,20 @@ class Made:
                 index = at * self.n + delta.index
                 choice = self.choices[at][delta.index]
                 text = "".join(part for part in choice.add(delta) if isinstance(part, str))
-                ids = b""
-                if index not in echoed:
+                ids, first = b"", index not in echoed
+                if first:
                     echoed.add(index)
                     if asked.echo:
-                        text = self._echo(at) + text
-                        offsets[at][delta.index] = len(text)
+                        echo = self._echo(at)
+                        text = echo + text
+                        offsets[at][delta.index] = len(echo)
                     if asked.return_token_ids:
                         ids = b',"prompt_token_ids":' + encode(self.requests[at].prompt)
                 more = b',"logprobs":null'
                 if asked.logprobs is not None:
-                    found = legacy(delta.logprobs or (), offsets[at][delta.index], asked.logprobs)
-                    offsets[at][delta.index] += sum(len(one) for one in found["tokens"])
+                    told = delta.logprobs or ()
+                    found = self._logprobs(at, told, offsets[at][delta.index], first and bool(asked.echo))
+                    offsets[at][delta.index] += sum(len(one.text) for one in told)
                     more = b',"logprobs":' + encode(found)
                 if asked.return_token_ids:
                     ids += b',"token_ids":' + encode(delta.tokens)
@@ -177,11 +207,33 @@ def legacy(logprobs: Sequence[TokenLogprob], offset: int, top: int) -> dict[str,
     for one in logprobs:
         found["tokens"].append(one.text)
         found["token_logprobs"].append(max(one.logprob, LOWEST))
-        likeliest = {text: max(logprob, LOWEST) for _, text, _, logprob in one.top[:top]}
+        likeliest: dict[str, float] = {}
+        for _, text, _, logprob in one.top[:top]:  # halves of characters look the same as text: the likeliest is told
+            likeliest.setdefault(text, max(logprob, LOWEST))
         found["top_logprobs"].append(likeliest | {one.text: max(one.logprob, LOWEST)} if top else None)
         found["text_offset"].append(offset)
         offset += len(one.text)
     return found
+
+
+def of_prompt(
+    tokens: Tokens, prompt: Sequence[int], scores: Sequence[TokenLogprob | None], top: int
+) -> dict[str, list[Any]]:
+    """The same of a prompt, whose first token has none."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    offsets = list(accumulate((len(decoder.decode(tokens.piece(token))) for token in prompt[:-1]), initial=0))
+    begun = {"tokens": tokens.piece(prompt[0]).decode("utf-8", "replace"), "token_logprobs": None, "top_logprobs": None}
+    found = legacy([one for one in scores if one is not None], 0, top)
+    return {name: [first, *found[name]] for name, first in begun.items()} | {"text_offset": offsets}
+
+
+async def prompts_alone(deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
+    """Deltas without the token that each answer had to have."""
+    async with aclosing(deltas):
+        async for delta in deltas:
+            delta.text, delta.tokens, delta.logprobs = "", [], None
+            delta.finish = delta.finish and "length"
+            yield delta
 
 
 async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:

@@ -87,7 +87,7 @@ GENERATE: Mapping[str, str] = {
     "prompt_cache_options": "Prefixes are found by their content; nothing needs to be set.",
     "moderation": "Nothing is moderated.",
     "use_beam_search": "Use `n` or `best_of`.",
-    "prompt_logprobs": "Only generated tokens have log probabilities.",
+    "prompt_logprobs": "Use /v1/completions or /v1/chat/completions.",
     "truncate_prompt_tokens": "Shorten the prompt before sending it.",
     "length_penalty": "It belongs to beam search.",
     "bad_words": "Use `logit_bias`.",
@@ -116,6 +116,13 @@ class Part(msgspec.Struct, kw_only=True):
     type: str
     text: str | None = None
     refusal: str | None = None
+
+
+class Document(msgspec.Struct, kw_only=True):
+    """A text that the prompt brings along, as vLLM and Cohere write it."""
+
+    text: str
+    title: str | None = None
 
 
 class FunctionCall(msgspec.Struct, kw_only=True):
@@ -185,11 +192,11 @@ class Chat(Generate, kw_only=True):
         "store": "Answers are not kept; /v1/responses keeps them.",
         "verbosity": "Ask for it in the messages.",
         "chat_template": "The model's own is used; `chat_template_kwargs` reach it.",
-        "documents": "Put them into the messages.",
         "echo": "Use /v1/completions.",
     }
 
     messages: Annotated[list[Message], Meta(min_length=1)]
+    documents: list[str | Document] | None = None
     stream_options: StreamOptions | None = None
     max_completion_tokens: Positive | None = None
     max_tokens: Positive | None = None
@@ -197,6 +204,7 @@ class Chat(Generate, kw_only=True):
     stop: str | Stops | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: Format | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
@@ -212,13 +220,15 @@ class Completion(Generate, kw_only=True):
     unsupported = {**GENERATE, "suffix": "Models here continue a text, they do not fill gaps."}
 
     prompt: str | list[str | Count | list[Count]]
+    documents: list[str | Document] | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Positive | None = None
+    max_tokens: Count | None = None
     n: Choices | None = None
     best_of: Choices | None = None
     echo: bool | None = None
     stop: str | Stops | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
 class Embeddings(Body, kw_only=True):

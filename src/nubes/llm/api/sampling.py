@@ -14,7 +14,7 @@ _TIERS = {"flex": 1, "priority": -1}
 
 def sampling(
     asked: Generate, engine: Engine, *, max_tokens: int | None, stop: str | list[str] | None, logprobs: int | None,
-    grammar: Grammar | None,
+    grammar: Grammar | None, prompt_logprobs: int | None = None,
 ) -> Sampling:  # fmt: skip
     """How to choose tokens. Raises `Problem` for what does not fit the engine's vocabulary."""
 
@@ -40,6 +40,7 @@ def sampling(
         include_stop=bool(asked.include_stop_str_in_output),
         ignore_eos=bool(asked.ignore_eos),
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
         grammar=grammar,
     )
 

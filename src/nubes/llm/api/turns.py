@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from nubes.llm.api import documents as bringing
 from nubes.llm.api import tools as hermes
 from nubes.llm.api.fields import Generate, Message, Part, Tool
 from nubes.llm.api.problems import Problem, invalid, unsupported
@@ -18,7 +19,7 @@ from nubes.llm.engine import structured
 from nubes.llm.live import Engine
 from nubes.llm.spec import Delta, Finish, Grammar, Request, Sampling, TokenLogprob
 
-LONG_CHARS = 50_000  # texts from here on are turned into tokens beside the event loop
+LOWEST = -9999.0  # JSON knows no minus infinity
 
 
 class Conversation(msgspec.Struct, kw_only=True):
@@ -29,6 +30,7 @@ class Conversation(msgspec.Struct, kw_only=True):
     generation_prompt: bool = True
     continued: bool = False  # the last message is the beginning of the answer
     extra: dict[str, Any] = {}  # for the template
+    documents: list[str] = []
 
 
 class Tooling(msgspec.Struct, kw_only=True):
@@ -134,9 +136,24 @@ def prompt(engine: Engine, asked: Conversation) -> str:
     return text[: at + len(last)]
 
 
+def with_documents(engine: Engine, asked: Conversation) -> list[str]:
+    """The prompt, cut where its documents begin and end. The template writes them, or they are put into a message."""
+    if not asked.documents:
+        return [prompt(engine, asked)]
+    known = msgspec.structs.replace(
+        asked, extra={**asked.extra, "documents": [{"title": "", "text": text} for text in asked.documents]}
+    )
+    put = msgspec.structs.replace(asked, messages=bringing.told(asked.messages, asked.documents))
+    return (
+        bringing.cut(prompt(engine, known), asked.documents)
+        or bringing.cut(text := prompt(engine, put), asked.documents)
+        or [text]
+    )
+
+
 async def encoded(engine: Engine, text: str) -> list[int]:
     """Tokens of a text, without holding everybody else up."""
-    if len(text) < LONG_CHARS:
+    if len(text) < bringing.LONG_CHARS:
         return engine.tokens.encode(text)
     return await asyncio.to_thread(engine.tokens.encode, text)
 
@@ -155,9 +172,14 @@ def check_length(engine: Engine, prompt: Sequence[int], max_tokens: int | None, 
         raise Problem(400, message, field, "context_length_exceeded")
 
 
+def check_prompt_logprobs(wanted: int | None, stream: bool | None) -> None:
+    if wanted is not None and stream:
+        raise invalid("prompt_logprobs", "prompt_logprobs come with the whole answer: leave out stream.")
+
+
 async def request(
     model: Model, call: Call, asked: Generate, tokens: list[int], sampling: Sampling, *, id: str, n: int = 1,
-    field: str = "messages",
+    field: str = "messages", chunks: tuple[int, ...] = (),
 ) -> Request:  # fmt: skip
     """What the engine is asked. Raises `Problem` for what does not fit, `UsageError` for a bad grammar."""
     check_length(model.engine, tokens, sampling.max_tokens, field)
@@ -173,6 +195,7 @@ async def request(
         priority=priority(asked),
         session=asked.session_id or "",
         cache_salt=asked.cache_salt or "",
+        chunks=() if model.adapter else chunks,  # texts are computed without any
     )
 
 
@@ -187,8 +210,9 @@ async def begin(
     if conversation.tools and not tooling.many and tooling.choice == "auto":
         stop = (*stop, hermes.CLOSE)  # one call is enough
     sampling = msgspec.structs.replace(sampling, grammar=grammar, stop=stop)
-    tokens = await encoded(model.engine, prompt(model.engine, conversation))
-    return await request(model, call, asked, tokens, sampling, id=id, n=n)
+    pieces = with_documents(model.engine, conversation)
+    tokens, chunks = await bringing.encoded(model.engine, pieces, conversation.documents)
+    return await request(model, call, asked, tokens, sampling, id=id, n=n, chunks=chunks)
 
 
 class Choice:
@@ -199,6 +223,7 @@ class Choice:
         self.calls: list[list[str]] = []  # id, name, arguments
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
+        self.prompt: list[TokenLogprob | None] = []
         self.finish: Finish | None = None
         self.stop_reason: str | int | None = None
         self._parser = Hermes() if tools else None
@@ -207,6 +232,8 @@ class Choice:
         self.tokens += delta.tokens
         if delta.logprobs:
             self.logprobs += delta.logprobs
+        if delta.prompt is not None:
+            self.prompt = delta.prompt
         found: list[str | CallDelta] = []
         if self._parser is None:
             if delta.text:
@@ -233,6 +260,24 @@ class Choice:
         """None if the answer is calls alone."""
         text = "".join(self.text)
         return None if self.calls and not text.strip() else text
+
+
+def prompt_logprobs(scores: Sequence[TokenLogprob | None], top: int) -> list[dict[str, Any] | None]:
+    """Log probabilities of a prompt's tokens as vLLM writes them: by token, that of the prompt first."""
+    found: list[dict[str, Any] | None] = []
+    for one in scores:
+        if one is None:
+            found.append(None)
+            continue
+        tops = {token: (logprob, nth, text) for nth, (token, text, _, logprob) in enumerate(one.top[:top], 1)}
+        of = {one.token: (one.logprob, one.rank, one.text)} | tops
+        found.append(
+            {
+                str(token): {"logprob": max(logprob, LOWEST), "rank": rank, "decoded_token": text}
+                for token, (logprob, rank, text) in of.items()
+            }
+        )
+    return found
 
 
 def usage(prompt: int, generated: int, cached: int) -> Mapping[str, Any]:

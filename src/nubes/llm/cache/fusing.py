@@ -38,15 +38,16 @@ class Blender:
         self.model = model
         self.prefill_row_s = prefill_row_s
         self.computed = 0  # rows of layers that the last prompt took
+        self.reused = 0  # tokens of its texts that were there before and did not go on
         self._angles = angles(runtime.shape)
         self._loader = ThreadPoolExecutor(1, "nubes-llm-texts")
 
     def close(self) -> None:
         self._loader.shutdown()
 
-    def learn(self, text: Sequence[int], table: Sequence[int]) -> str:
+    def learn(self, text: Sequence[int], table: Sequence[int], salt: str = "") -> str:
         """Computes a text alone, unless that was done, and keeps its KV. The blocks of `table` are written to."""
-        key = key_of(self.model, text)
+        key = self._key(text, salt)
         if key in self.store:
             self.store.touch(key)
             return key
@@ -58,14 +59,18 @@ class Blender:
         self.store.put(key, np.array(layers, runtime.slots.dtype))
         return key
 
-    def fuse(self, texts: Sequence[Sequence[int]], rest: Sequence[int], table: Sequence[int]) -> Any:
+    def fuse(
+        self, texts: Sequence[Sequence[int]], rest: Sequence[int], table: Sequence[int], salt: str = ""
+    ) -> Any:  # fmt: skip
         """The logits after `texts` and `rest` [1, vocab]; the KV of all of it is in the blocks of `table` then.
 
-        Texts that are not there are computed alone first.
+        Texts that are not there are computed alone first. Those of different `salt` are kept apart.
         """
         runtime, layers = self.runtime, self.runtime.shape.layers
-        keys = [self.learn(text, table) for text in texts]
         counts = [len(text) for text in texts]
+        there = np.repeat([self._key(text, salt) in self.store for text in texts], counts)
+        keys = [self.learn(text, table, salt) for text in texts]
+        self.reused = 0
         known = sum(counts)
         tokens = np.concatenate([np.asarray(text, np.int32) for text in (*texts, rest)])
         rows = causal([(table, 0, len(tokens))])
@@ -79,6 +84,7 @@ class Blender:
         turns = [(key, int(start)) for key, start in zip(keys, starts, strict=True)]
         loads = [self._loader.submit(self._place, turns, layer, table) for layer in range(layers)]
         if share <= 0.0:
+            self.computed, self.reused = 0, int(there.sum())
             return self._finish(runtime.embed(tokens[known:]), _some(rows, np.arange(known, len(tokens))), 0, loads)
         loads[0].result()  # what is stored of the first layer is overwritten, but not while it still comes
         x = runtime.embed(tokens)
@@ -92,7 +98,11 @@ class Blender:
             runtime.forward(x, rows, layer, layer + 1)
             self.computed += len(x)
             layer += 1
+        self.reused = int(there.sum() - there[chosen].sum())
         return self._finish(x, rows, layer, loads)
+
+    def _key(self, text: Sequence[int], salt: str) -> str:
+        return key_of(f"{self.model}\0{salt}" if salt else self.model, text)
 
     def _share(self, keys: list[str], known: int) -> float:
         bandwidth = self.store.bandwidth

@@ -5,14 +5,19 @@ From: Fast State Restoration in LLM Serving with HCache (EuroSys 2025).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
+from nubes.kernel.errors import UsageError
+from nubes.kernel.policy import make
 from nubes.llm.scheduling.load import Load, StepModel
 
 if TYPE_CHECKING:
     from nubes.llm.models import Llm
+    from nubes.llm.seams import Fusion, Restoration, Retention
+
+HOST = "host-lru"
 
 
 class Costs(msgspec.Struct, frozen=True):
@@ -52,6 +57,25 @@ def seconds(plan: Plan, costs: Costs) -> float:
 def stored_bytes(plan: Plan, costs: Costs) -> float:
     """What the plan keeps of one history."""
     return plan.hidden * costs.hidden_bytes + plan.kv * costs.kv_bytes
+
+
+def paired(
+    retention: str | Retention | None, restoration: str | Restoration | None, fusion: str | Fusion | None = None
+) -> str | Retention | None:
+    """The retention that goes with a restoration: `host-lru` if none is named. Raises `UsageError` for another kind.
+
+    Layers are computed again from a beginning on, so no block may come back before those that stand in front of it.
+    """
+    if not restoration or restoration == "tokens":
+        return retention
+    if fusion and fusion != "exact":
+        raise UsageError("Texts that are put together leave nothing to restore.", "Name a fusion or a restoration.")
+    kept = cast("Retention", make("retention", retention or HOST))
+    if not kept.tiered or kept.gaps:
+        raise UsageError(
+            "What is to be restored has to be kept in host memory, and without gaps.", f'Use retention="{HOST}".'
+        )
+    return retention or HOST
 
 
 def costs_of(model: StepModel, llm: Llm, tokens: int, bandwidth: float) -> Costs:

@@ -50,6 +50,9 @@ class Choice:
         self.keys = keys
         self.answer = Answer(index, sampling, tokens, sequence.limit)
         self.told = False  # whether anything was sent of it
+        self.scores: list[TokenLogprob | None] | None = None  # of the prompt's tokens, while they are wanted
+        if sampling.prompt_logprobs is not None and not index:
+            self.scores = [None] * len(job.request.prompt)
         self.draft: Draft | None = None  # what guesses its tokens, from the first time that any are wanted
         self._tokens = tokens
         self._sampler = Sampler(sampling, job.request.prompt, (seed, index))
@@ -94,13 +97,22 @@ class Choice:
         self.keys.extend(self.text)
         self.told = bool(said)
 
-    def _logprob(self, logprobs: NDArray[np.float32], token: int, count: int) -> TokenLogprob:
+    def score(self, start: int, logits: NDArray[np.float32]) -> None:
+        """Logits [rows, vocab] after the prompt's tokens from `start` on say how likely each next one was."""
+        scores, count = self.scores, self._sampler.sampling.prompt_logprobs or 0
+        for at, row in enumerate(logits, start + 1):
+            if scores is not None and at < len(scores):
+                token, logprobs = self.text[at], log_softmax(row)
+                rank = 1 + int((logprobs > logprobs[token]).sum())
+                scores[at] = self._logprob(logprobs, token, count, rank)
+
+    def _logprob(self, logprobs: NDArray[np.float32], token: int, count: int, rank: int = 0) -> TokenLogprob:
         def told(token: int) -> tuple[str, bytes]:
             raw = self._tokens.piece(token) or self._tokens.decode([token]).encode()
             return raw.decode("utf-8", "replace"), raw
 
         top = tuple((other, *told(other), value) for other, value in likeliest(logprobs, count))
-        return TokenLogprob(token, *told(token), float(logprobs[token]), top)
+        return TokenLogprob(token, *told(token), float(logprobs[token]), top, rank)
 
     def fork(self, sequence: Sequence, seed: int) -> Choice:
         """Another answer to the same prompt, which is done."""

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class HostMemory:
-    """Room for `blocks` of a runtime's KV. Where nothing was saved yet it takes no memory."""
+    """Room for `blocks` of a runtime's KV, layers from `first` on. Where nothing was saved yet it takes no memory."""
 
-    def __init__(self, runtime: Runtime, blocks: int) -> None:
-        self.kv = runtime.kv
+    def __init__(self, runtime: Runtime, blocks: int, first: int = 0) -> None:
+        self.kv = runtime.kv[:, first:] if first else runtime.kv
         shape = (blocks, *self.kv.shape[1:])
         if isinstance(self.kv, np.ndarray):
             self.host: Any = np.empty(shape, self.kv.dtype)

@@ -20,9 +20,12 @@ import numpy as np
 
 from nubes.kernel.errors import Overloaded
 from nubes.llm.cache.fusing import Blender
+from nubes.llm.cache.restoration import paired
 from nubes.llm.cache.texts import TextStore
 from nubes.llm.engine.asking import MAX_WIDTH, check
 from nubes.llm.engine.choice import Choice, Job
+from nubes.llm.engine.inputs import host_blocks as room
+from nubes.llm.engine.inputs import planned
 from nubes.llm.engine.model import Model
 from nubes.llm.engine.stream import Stream, hand_over
 from nubes.llm.errors import ContextTooLong
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 
     from nubes.llm.engine.recording import Recorder
     from nubes.llm.runtime.rows import Runtime
-    from nubes.llm.seams import Fusion, Retention, Speculation
+    from nubes.llm.seams import Fusion, Restoration, Retention, Speculation
 
 SHED = "The engine is overloaded: the request was refused while it waited."
 NAN = "The model's output is not a number: this prompt, or the weights, break it."
@@ -61,6 +64,7 @@ class LocalEngine:
         retention: str | Retention | None = None,
         speculation: str | Speculation | None = None,
         host_blocks: int | None = None,
+        restoration: str | Restoration | None = None,
         fusion: str | Fusion | None = None,
         texts: TextStore | None = None,
         max_waiting: int = 1024,
@@ -75,14 +79,21 @@ class LocalEngine:
         self.recorder = recorder  # told of every step and answer
         self.runtime = runtime
         self.store = store or Store(runtime)
+        retention = paired(retention, restoration, fusion)
+        self.plan = planned(runtime, restoration)
+        if self.plan is not None and host_blocks is None:
+            host_blocks = room(runtime, self.plan)
         self._schedule = partial(
             Scheduler, runtime.blocks, block_size=runtime.block_size, host_blocks=host_blocks, batching=batching,
             ordering=ordering, preemption=preemption, retention=retention, speculation=speculation,
             adapters=self.store.sizes,
         )  # fmt: skip
         self.scheduler = self._schedule()
-        self.blender = Blender(runtime, texts or TextStore(None), fusion, model=name) if fusion is not None else None
-        self._model = Model(runtime, self.store, self.scheduler.state.host.size, self.blender)
+        self.blender: Blender | None = None
+        if fusion is not None:
+            texts = texts or TextStore(None, runtime.blocks * runtime.block_bytes)  # as much again as KV takes
+            self.blender = Blender(runtime, texts, fusion, model=name)
+        self._model = Model(runtime, self.store, self.scheduler.state.host.size, self.blender, self.plan)
         self._rng = np.random.default_rng(seed)
         self._inbox: deque[tuple[str, Job]] = deque()
         self._calls: deque[Callable[[], None]] = deque()
@@ -251,9 +262,10 @@ class LocalEngine:
         own = f"\0{self._ids}" if request.chunks and self.blender is not None else ""  # it is not what others compute
         keys = BlockKeys(self.runtime.block_size, request.cache_salt + own, adapter)
         keys.extend(request.prompt)
+        scored = request.sampling.prompt_logprobs is not None  # then all of it is computed
         sequence = Sequence(
-            self._ids, len(request.prompt), limit, arrived_s=request.arrived_s, keys=keys.keys, width=request.n,
-            priority=request.priority, user=request.user, session=request.session, adapter=adapter,
+            self._ids, len(request.prompt), limit, arrived_s=request.arrived_s, keys=() if scored else keys.keys,
+            width=request.n, priority=request.priority, user=request.user, session=request.session, adapter=adapter,
             work=request.work,
         )  # fmt: skip
         choice = Choice(job, 0, sequence, list(request.prompt), keys, self.tokens, self._seed(job))
@@ -303,7 +315,9 @@ class LocalEngine:
         self._counts.steps += 1
         started = scheduler.complete(step, monotonic())
         for sequence in started:
-            if sequence.id not in self._choices:
+            if sequence.id in self._choices:
+                sequence.keys = self._choices[sequence.id].keys.keys
+            else:
                 parent = self._choices[sequence.group]
                 self._choices[sequence.id] = parent.fork(sequence, self._seed(parent.job))
         places = {sequence.id: at for at, sequence in enumerate(heads)}
@@ -333,6 +347,7 @@ class LocalEngine:
             if not choice.told:
                 choice.told = True
                 deltas[0].cached, deltas[0].queued_s = sequence.cached, choice.job.queued_s
+                deltas[0].prompt, choice.scores = choice.scores, None
             told += [(choice.job, delta) for delta in deltas]
             if deltas[-1].finish is not None:
                 self.scheduler.finish(sequence, now)
@@ -340,6 +355,10 @@ class LocalEngine:
                 if self.recorder is not None:
                     self.recorder.request(sequence, now, deltas[-1].finish)
         guesses.settle(self.runtime)
+        if self._model.inputs is not None:
+            self._model.inputs.shift(guesses.moves)
+        if self.recorder is not None and guesses.paths:
+            self.recorder.guesses(guesses.paths)
         self._counts.generation_tokens += len(told)
         self._tell(told)
 

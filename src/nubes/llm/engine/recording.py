@@ -61,6 +61,12 @@ class _Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
     load: tuple[int, ...]
 
 
+class _Guesses(msgspec.Struct, frozen=True, tag="guesses"):
+    """By sequence and depth: how many guesses stood beside each other, and the rank of the one that held, or -1."""
+
+    paths: list[list[tuple[int, int]]]
+
+
 class Recorder:
     """Writes a recording. To be called from one thread, that of the engine's steps."""
 
@@ -73,6 +79,10 @@ class Recorder:
     def step(self, load: Load, seconds: float) -> None:
         """A step ended. `seconds`: since the one before, or since there was something to do again."""
         self._write(_Step(seconds, msgspec.structs.astuple(load)))
+
+    def guesses(self, paths: list[list[tuple[int, int]]]) -> None:
+        """What came of a step's guesses; () of a sequence for which there was nothing to guess."""
+        self._write(_Guesses(paths))
 
     def request(self, sequence: Sequence, end_s: float, finish: str = "stop") -> None:
         """A sequence got its last token, or was given up. What ended is on disk when this returns."""
@@ -97,7 +107,7 @@ class Recorder:
 def record(engine: LocalEngine, path: str | Path) -> Recorder:
     """From now on all that an engine does is written to `path`; close the recorder after the engine."""
     scheduler, shape = engine.scheduler, engine.runtime.shape
-    seams = (scheduler.batching, scheduler.ordering, scheduler.preemption, scheduler.retention)
+    seams = (scheduler.batching, scheduler.ordering, scheduler.preemption, scheduler.retention, scheduler.speculation)
     about = About(
         model=engine.name, blocks=engine.runtime.blocks, block_size=engine.runtime.block_size,
         policies={policy.seam: policy.text for policy in seams},
@@ -115,6 +125,7 @@ class Recording:
     about: About
     steps: list[tuple[Load, float]]
     answers: list[Answer]
+    hits: tuple[tuple[float, ...], ...] = ()  # how often guesses held, by depth and rank; (): there were none
 
     @cached_property
     def workload(self) -> LLMWorkload:
@@ -186,9 +197,10 @@ def read(path: str | Path) -> Recording:
         raise UsageError(f"{path} is no recording of an LLM.", "Name a file that a `Recorder` wrote.")
     lines = path.read_bytes().splitlines(keepends=True)
     about = msgspec.json.decode(lines[0], type=About)
-    answer_of, step_of = msgspec.json.Decoder(Answer).decode, msgspec.json.Decoder(_Step).decode
+    other_of, step_of = msgspec.json.Decoder(Answer | _Guesses).decode, msgspec.json.Decoder(_Step).decode
     steps: list[tuple[Load, float]] = []
     answers: list[Answer] = []
+    paths: list[list[tuple[int, int]]] = []
     for number, line in enumerate(lines[1:], 2):
         if not line.endswith(b"\n"):
             break
@@ -197,13 +209,35 @@ def read(path: str | Path) -> Recording:
                 step = step_of(line)
                 steps.append((Load(*step.load), step.seconds))
             else:
-                answers.append(answer_of(line))
+                other = other_of(line)
+                if isinstance(other, Answer):
+                    answers.append(other)
+                else:
+                    paths += other.paths
         except (msgspec.DecodeError, TypeError) as error:
             raise UsageError(f"{path}, line {number}: {error}.", "Is the file whole?") from None
     if not answers:
         raise UsageError(f"{path} holds no answers.", "Ask the model something while it is recorded.")
     answers.sort(key=lambda answer: answer.arrived_s)
-    return Recording(path, about, steps, answers)
+    return Recording(path, about, steps, answers, rates(paths))
+
+
+def rates(paths: list[list[tuple[int, int]]]) -> tuple[tuple[float, ...], ...]:
+    """How often the guess of each depth and rank held, where all before it did."""
+    tried: list[list[int]] = []
+    held: list[list[int]] = []
+    for path in paths:
+        for depth, (width, rank) in enumerate(path or [(1, -1)]):
+            if depth == len(tried):
+                tried.append([])
+                held.append([])
+            more = width - len(tried[depth])
+            tried[depth] += [0] * more
+            held[depth] += [0] * more
+            for nth in range(width):
+                tried[depth][nth] += 1
+                held[depth][nth] += nth == rank
+    return tuple(tuple(h / t for h, t in zip(*of, strict=True)) for of in zip(held, tried, strict=True))
 
 
 def _number(key: Any) -> int:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from nubes.kernel.errors import NubesError, UsageError
+from nubes.llm.checkpoint.extras import needed
 from nubes.llm.graphs.spec import Transform
 
+if TYPE_CHECKING:
+    import regex
+
 SHOWN = 80  # characters of a text in an error
+LONGEST = 1000  # characters of a regular expression
+LIMIT_S = 0.5  # that a search may take; it takes memory, too
 
 
 class TransformFailed(NubesError):
@@ -20,10 +26,7 @@ def check(transforms: Iterable[Transform]) -> None:
     """Raises `UsageError` for a regular expression that is none, or a JSON field without a path."""
     for transform in transforms:
         if transform.kind == "regex":
-            try:
-                re.compile(transform.argument)
-            except re.error as error:
-                raise UsageError(f"{transform.argument!r} is no regular expression: {error}.", "") from None
+            compiled(transform.argument)
         if transform.kind == "json" and not transform.argument:
             raise UsageError("A JSON transform needs the path of a field.", 'Write "name" or "items.0.name".')
 
@@ -34,13 +37,36 @@ def apply(transforms: Iterable[Transform], text: str) -> str:
         if transform.kind == "strip":
             text = text.strip()
         elif transform.kind == "regex":
-            found = re.search(transform.argument, text)
+            found = _found(transform.argument, text)
             if found is None:
                 raise TransformFailed(f"{transform.argument!r} matches nothing in {text[:SHOWN]!r}.")
             text = (found[1] or "") if found.re.groups else found[0]
         else:
             text = _field(transform.argument, text)
     return text
+
+
+def compiled(pattern: str) -> regex.Pattern[str]:
+    """A regular expression as Python's, of a library that can stop a search. Raises `UsageError`."""
+    with needed():
+        import regex
+    if len(pattern) > LONGEST:
+        raise UsageError(f"A regular expression has {len(pattern)} characters.", f"Write at most {LONGEST}.")
+    try:
+        return regex.compile(pattern)
+    except (regex.error, RecursionError) as error:
+        raise UsageError(f"{pattern[:SHOWN]!r} is no regular expression: {error}.") from None
+
+
+def _found(pattern: str, text: str) -> Any:
+    """The first match, or None. Raises `UsageError` for a pattern that takes for ever."""
+    try:
+        return compiled(pattern).search(text, timeout=LIMIT_S)
+    except TimeoutError:
+        raise UsageError(
+            f"The regular expression {pattern[:SHOWN]!r} takes more than {LIMIT_S:g} s for {len(text)} characters.",
+            "Leave out repeats of what is repeated already, as in (a+)+.",
+        ) from None
 
 
 def _field(path: str, text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nubes.llm.scheduling.sequence import DECODE, SWAPPED, WAITING, Sequence
-from nubes.llm.scheduling.step import Step
+from nubes.llm.scheduling.step import Restored, Step
 
 if TYPE_CHECKING:
     from nubes.llm.scheduling.scheduler import Scheduler
@@ -98,3 +98,6 @@ def resume(scheduler: Scheduler, step: Step) -> None:
         state.unswap(sequence)
         state.join(sequence)
         step.resumed.append(sequence)
+        adapter = state.adapters.held.get(sequence.adapter, [])
+        table = list(sequence.blocks)
+        step.restored.append(Restored(sequence, table, list(range(len(table))), sequence.context, adapter))

@@ -31,12 +31,25 @@ class Guess(msgspec.Struct, eq=False):
     held: int
 
 
+class Restored(msgspec.Struct, eq=False):
+    """Blocks of a sequence that return: those at the places `at` of its `table`, which holds `tokens` then.
+
+    `adapter` are the blocks where its adapter lies. All of it as it was when this was decided.
+    """
+
+    sequence: Sequence
+    table: list[int]
+    at: list[int]
+    tokens: int
+    adapter: list[int]
+
+
 class Step(msgspec.Struct, eq=False):
     """What the engine is to do next: `loads`, `saves`, `copies`, then the chunks and, if `decodes`, all decodes.
 
-    `loads` are (host, device) blocks that return, with the sequences in `resumed` or because a prompt was found there;
-    `saves` (device, host) blocks that leave, or are copied ahead of time; `copies` (from, to) blocks. The order
-    matters: a step may write to what an earlier part of it has read.
+    `loads` are (host, device) blocks that return, with the sequences in `resumed` or because a prompt was found there:
+    `restored` says what they are of. `saves` (device, host) blocks that leave, or are copied ahead of time; `copies`
+    (from, to) blocks. The order matters: a step may write to what an earlier part of it has read.
     `guesses` are rows beside those of the decodes, of which some may hold.
     `fills` are parts of adapters, for later steps: they may be copied meanwhile.
     """
@@ -49,6 +62,7 @@ class Step(msgspec.Struct, eq=False):
     resumed: list[Sequence] = []
     saves: list[tuple[int, int]] = []
     loads: list[tuple[int, int]] = []
+    restored: list[Restored] = []
     fills: list[Fill] = []
 
     def without(self, chunks: list[Chunk]) -> Step:

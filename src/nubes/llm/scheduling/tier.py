@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from nubes.llm.scheduling.step import Restored
+
 if TYPE_CHECKING:
     from nubes.llm.scheduling.blocks import Idle
     from nubes.llm.scheduling.sequence import Sequence
@@ -49,12 +51,19 @@ class HostTier:
     def load(self, step: Step, sequence: Sequence, found: Iterable[int | None]) -> None:
         """Those of a sequence's blocks that were found in host memory come from there in this step."""
         pool, host = self.state.pool, self.state.host
+        places = []
         for at, block in enumerate(found):
             if block is not None and block < 0:
+                places.append(at)
                 step.loads.append((~block, sequence.blocks[at]))
                 host.drop(~block)
                 pool.register(sequence.blocks[at], sequence.keys[at])
                 self.loaded += 1
+        if places:
+            table = sequence.blocks[: places[-1] + 1]
+            tokens = len(table) * self.state.block_size
+            adapter = self.state.adapters.held.get(sequence.adapter, [])
+            step.restored.append(Restored(sequence, table, places, tokens, adapter))
 
     def copy_ahead(self, step: Step, now: float) -> None:
         """Copies what the retention wants to have in host memory, as much of it as finds a place there.

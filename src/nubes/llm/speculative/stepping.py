@@ -28,7 +28,8 @@ class Guesses:
         self.trees: dict[int, Tree] = {}
         self._scheduler = scheduler
         self._guesses: dict[int, tuple[Guess, int]] = {}  # sequence -> its place in the step, nodes before its own
-        self._moves: list[Move] = []
+        self.moves: list[Move] = []  # of tokens, once guesses are verified
+        self.paths: list[list[tuple[int, int]]] = []  # what came of it, as `ranks` tells it; empty: nothing to guess
         self._nodes = 0
         widths = slots.widths(scheduler, step)
         for sequence in scheduler.state.decoding.values() if widths else ():
@@ -43,6 +44,8 @@ class Guesses:
                 self.trees[sequence.id] = tree
                 self._guesses[sequence.id] = step.guesses[-1], self._nodes
                 self._nodes += len(tree)
+            elif not tree:
+                self.paths.append([])
 
     def verified(self, choice: Choice, logits: NDArray[np.float32], row: int, finite: NDArray[np.bool_]) -> list[Delta]:
         """An answer's next delta, and one more for each guess that held. `row` of the logits is its last token's.
@@ -66,14 +69,15 @@ class Guesses:
 
         nodes = accepted(tree, choose)
         state = self._scheduler.state
-        self._moves += moves(sequence.blocks, state.block_size, sequence.context, nodes)
+        self.moves += moves(sequence.blocks, state.block_size, sequence.context, nodes)
         slots.accept(self._scheduler.state, guess, len(nodes))
-        self._scheduler.speculation.verified(ranks(tree, nodes, choice.text[-len(deltas) :]))
+        self.paths.append(ranks(tree, nodes, choice.text[-len(deltas) :]))
+        self._scheduler.speculation.verified(self.paths[-1])
         return deltas
 
     def settle(self, runtime: Runtime) -> None:
         """Brings the KV of the guesses that held to where it belongs. To be done before the next step."""
-        runtime.slots.move(self._moves)
+        runtime.slots.move(self.moves)
 
 
 def ranks(tree: Tree, nodes: Sequence[int], tokens: Sequence[int]) -> list[tuple[int, int]]:

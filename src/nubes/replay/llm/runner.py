@@ -45,7 +45,7 @@ class Task:
         workload = self.source(self.seed) if callable(self.source) else self.source
         configuration = self.configuration
         meter = Meter(workload.seconds, tick)
-        served = simulate_llm(workload, configuration.engines(self.model), watch=meter)
+        served = simulate_llm(workload, configuration.engines(self.model, self.seed), watch=meter)
         price = configuration.price(self.model)
         return boiled(served, measures(served, meter, configuration.instances, price, self.slo))
 
@@ -73,7 +73,8 @@ def replay_llm(
     source = recording.workload if recording is not None else workload
     assert not isinstance(source, Recording)
     live = recording.about.policies if recording is not None else DEFAULTS
-    configurations = [configuration.filled(live) for configuration in configurations]
+    hits = recording.hits if recording is not None else ()
+    configurations = [configuration.filled(live, hits) for configuration in configurations]
     if len(set(configurations)) < len(configurations):
         raise UsageError("A configuration is named twice.", "Name each policy once.")
     models = _models(configurations, recording)
@@ -84,7 +85,7 @@ def replay_llm(
     todo: list[Task] = []
     if recording is not None:
         about = recording.about
-        as_live = Configuration(RECORDED, block_size=about.block_size).filled(live)
+        as_live = Configuration(RECORDED, block_size=about.block_size).filled(live, hits)
         todo.append(Task(0, as_live, AS_LIVE, _models([as_live], recording)[RECORDED], source))
     for configuration, label in zip(configurations, labels, strict=True):
         model = models[configuration.llm]
@@ -97,7 +98,7 @@ def replay_llm(
     for configuration, label in zip(configurations, labels, strict=True):
         model = models[configuration.llm]
         results = [result for result, task in zip(done, todo, strict=True) if task.configuration == configuration]
-        rows.append(row_of(label, configuration, model.describe(), configuration.price(model), results))
+        rows.append(row_of(label, configuration, configuration.describe(model), configuration.price(model), results))
     return Report(*done[0].about, slo, list(seeds), rows, gap)
 
 
