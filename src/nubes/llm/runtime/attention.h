@@ -16,7 +16,7 @@ enum { CHUNK = 64, QUERIES = 96, MAX_HEAD = 256, GROUP = 16, GROUPS = CHUNK / GR
 typedef struct {
     float q[QUERIES * MAX_HEAD], o[QUERIES * MAX_HEAD]; /* [queries][dim] */
     float s[QUERIES][CHUNK];
-    float top[QUERIES + LANES], fade[QUERIES + LANES];
+    float top[QUERIES + LANES], fade[QUERIES + LANES], back[QUERIES];
     vf sum[QUERIES];
     float k[MAX_HEAD * CHUNK], v[CHUNK * MAX_HEAD]; /* floats: [dim][CHUNK], [CHUNK][dim] */
     int8_t bytes[QUERIES * MAX_HEAD];               /* bytes: the queries, and the weights of values */
@@ -107,7 +107,7 @@ INLINE void score_tile(const int rows, attention_scratch *t, int row, int dim, c
 
 /* o = o * fade + p . v for rows from `row` on and a panel of columns, of bytes. */
 INLINE void mix_tile(const int rows, attention_scratch *t, int row, int dim, const char *const *values, int tokens,
-                     int column, float back) {
+                     int column) {
     vi acc[ROWS][ACROSS];
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < ACROSS; j++) acc[r][j] = splat_i(0);
@@ -124,17 +124,24 @@ INLINE void mix_tile(const int rows, attention_scratch *t, int row, int dim, con
     for (int r = 0; r < rows; r++) {
         float *o = t->o + (row + r) * dim + column;
         for (int j = 0; j < ACROSS; j++)
-            store(o + j * LANES, fma_(load(o + j * LANES), splat(t->fade[row + r]), to_float(acc[r][j]) * splat(back)));
+            store(o + j * LANES, fma_(load(o + j * LANES), splat(t->fade[row + r]), to_float(acc[r][j]) * splat(t->back[row + r])));
     }
 }
 
-/* The power of two that makes weights of a chunk's values 15-bit numbers. */
-INLINE float widest(const float *scales) {
+/* The power of two that makes weights of a chunk's values 15-bit numbers: by what a row sees of them, so that it is the
+   same whoever else is in the tile. */
+INLINE float widest(const float *scales, const view *w, int start) {
     vf most = splat(0);
-    int exponent;
-    for (int c = 0; c < CHUNK; c += LANES) most = max_(load(scales + c), most);
-    frexpf(top_(most), &exponent);
-    return ldexpf(1, 14 - (exponent < -60 ? -60 : exponent > 60 ? 60 : exponent));
+    for (int c = 0; c < CHUNK; c += LANES)
+        most = max_(w ? choose(seen(*w, start + c), load(scales + c), splat(0)) : load(scales + c), most);
+    const float top = top_(most);
+    int32_t bits;
+    memcpy(&bits, &top, 4);
+    const int exponent = (bits >> 23) - 126; /* top < 2^exponent */
+    bits = (127 + 14 - (exponent < -60 ? -60 : exponent > 60 ? 60 : exponent)) << 23;
+    float widen;
+    memcpy(&widen, &bits, 4);
+    return widen;
 }
 
 /* Where a chunk's KV is, of bytes; its scales side by side, 0 behind `tokens`. */
@@ -154,8 +161,8 @@ INLINE void gather(attention_scratch *t, const kv_view *kv, int start, int token
 
 /* Scores to weights, exp(score - highest so far); `fade` is what earlier ones have to be multiplied with. The highest
    is rounded up to a power of two, so that bytes' weights are rounded alike wherever chunks begin. */
-INLINE void soften(attention_scratch *t, int n, const view *views, int start, int lanes, int masked, const int in_bytes,
-                   float widen) {
+INLINE void soften(attention_scratch *t, int n, const view *views, int start, int lanes, int masked,
+                   const int in_bytes) {
     float top[QUERIES + LANES];
     for (int i = 0; i < n; i++) {
         vf high = splat(t->top[i]);
@@ -170,8 +177,11 @@ INLINE void soften(attention_scratch *t, int n, const view *views, int start, in
         store(t->fade + i, exp2_(load(t->top + i) - load(top + i)));
         store(t->top + i, load(top + i));
     }
+    float widen = in_bytes && !masked ? widest(t->value_scale, NULL, start) : 0;
     for (int i = 0; i < n; i++) {
         vf sum = t->sum[i] * splat(t->fade[i]);
+        if (in_bytes && masked) widen = widest(t->value_scale, views + i, start);
+        t->back[i] = 1 / widen;
         for (int c = 0; c < lanes; c += LANES) {
             vf p = exp2_(load(t->s[i] + c) - splat(top[i]));
             if (masked) p = choose(seen(views[i], start + c), p, splat(0));
@@ -202,20 +212,19 @@ INLINE void attend(attention_scratch *t, int n, const view *views, const kv_view
         const int masked = start + lanes > least;
         if (!in_bytes) {
             scores_f(t, n, kv, start, tokens);
-            soften(t, n, views, start, lanes, masked, 0, 1);
+            soften(t, n, views, start, lanes, masked, 0);
             products(n, t->s[0], CHUNK, t->v, dim, tokens, t->o, dim, dim, t->fade);
             continue;
         }
         const char *keys[GROUPS], *values[GROUPS];
         gather(t, kv, start, tokens, keys, values);
-        const float widen = widest(t->value_scale);
         for (int r = 0; r < n; r += ROWS)
             for (int c = 0; c < lanes; c += PANEL)
                 FOR_ROWS(n - r < ROWS ? n - r : ROWS, score_tile(N, t, r, dim, keys + c / GROUP, c))
-        soften(t, n, views, start, lanes, masked, 1, widen);
+        soften(t, n, views, start, lanes, masked, 1);
         for (int r = 0; r < n; r += ROWS)
             for (int d = 0; d < dim; d += PANEL)
-                FOR_ROWS(n - r < ROWS ? n - r : ROWS, mix_tile(N, t, r, dim, values, lanes, d, 1 / widen))
+                FOR_ROWS(n - r < ROWS ? n - r : ROWS, mix_tile(N, t, r, dim, values, lanes, d))
     }
     for (int i = 0; i < n; i++) {
         const float sum = sum_(t->sum[i]);
