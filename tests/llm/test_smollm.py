@@ -184,7 +184,7 @@ def test_log_probabilities_of_prompts_are_those_of_transformers(checkpoint: Chec
     engine.close()
 
 
-def perplexity(runtime: Any, text: list[int], window: int = 256) -> float:
+def perplexity(runtime: Any, text: list[int], window: int = 512) -> float:
     loss, count = 0.0, 0
     for at in range(0, len(text) - window, window):
         piece = np.array(text[at : at + window], np.int32)
@@ -202,7 +202,7 @@ def test_few_bits_cost_little(checkpoint: Checkpoint) -> None:
     from pydoc_data.topics import topics
 
     prose = " ".join(" ".join(text.split()) for _, text in sorted(topics.items())[:12])
-    text = checkpoint.tokens.encode(prose)[:1300]
+    text = checkpoint.tokens.encode(prose)[:3073]
     found = {}
     for format in ("fp32", "int8", "int4"):
         runtime = open_runtime(checkpoint, format, "cpu", kv_bytes=1 << 26)
