@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from nubes.drivers.sim.llm import Instance
-from nubes.drivers.sim.stages import Stages
+from nubes.drivers.sim.llm.stages import Stages
 from nubes.kernel.errors import UsageError
 from nubes.kernel.policy import SEAMS, find
 from nubes.llm import seams  # noqa: F401  (they are open once it is imported)
