@@ -115,10 +115,8 @@ def columns(machines: dict[str, StepModel], count: int) -> Iterator[Column]:
         some = replace(some, seconds=float(some.arrival_s[-1]))
         together = replace(some, arrival_s=np.zeros(some.requests), session=None, think_s=None, blocks=None)
         slos = objectives(model, some)
-        plain = configuration(model, DEFAULT, slos["loose"]).engines(model)
-        able = (
-            some.requests / simulate_llm(together, configuration(model, DEFAULT, slos["loose"]).engines(model)).seconds
-        )
+        default = configuration(model, DEFAULT, slos["loose"]).engines(model)
+        able = some.requests / simulate_llm(together, default).seconds
         for load in LOADS:
             yield Column(machine, trace, load, model, some.scaled(load * able), slos)
         little = SHORT * int(np.percentile(some.prompt + some.output, 95))
