@@ -59,7 +59,7 @@ async def until_moved(
         moved = fleet.fleet.moved
         policy.ask(way, len(PROMPT) + 2)
         assert (await say())[0] == wanted
-        policy.wanted = None
+        policy.wanted.clear()
         if fleet.fleet.moved > moved:
             return
     raise AssertionError(f"nothing moved: {way}")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nubes.drivers.sim.llm import Instance
-from nubes.drivers.sim.llm_fleet import FleetServed, Hardware, simulate_fleet
+from nubes.drivers.sim.llm.fleet import FleetServed, Hardware, simulate_fleet
 from nubes.llm.cluster import events as e
 from nubes.llm.cluster.fleet import LOST_OFTEN, Fleet
 from nubes.llm.cluster.member import Member, Report, Role

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nubes.drivers.sim.llm import Instance
-from nubes.drivers.sim.llm_fleet import Hardware
-from nubes.drivers.sim.llm_graphs import GraphsServed, Program, simulate_graphs
+from nubes.drivers.sim.llm.fleet import Hardware
+from nubes.drivers.sim.llm.graphs import GraphsServed, Program, simulate_graphs
 from nubes.llm.cluster.fleet import Fleet
 from nubes.llm.cluster.member import Member, Report
 from nubes.llm.cluster.seams import Ask

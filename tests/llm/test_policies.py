@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nubes.drivers.sim.llm import Instance, Served, pipelined, simulate_llm
-from nubes.drivers.sim.stages import Stages
+from nubes.drivers.sim.llm.stages import Stages
 from nubes.kernel.errors import UsageError
 from nubes.llm.models import step_model
 from nubes.llm.policies.vllm import Cheaper

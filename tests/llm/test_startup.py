@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from nubes.drivers.sim.llm_startup import simulate_startup
+from nubes.drivers.sim.llm.startup import simulate_startup
 from nubes.kernel.policy import make
 from nubes.llm.cluster.startup import Checkpointed, Inference, Placement, Server, Startup, fewest
 from nubes.workloads.llm import LLMWorkload

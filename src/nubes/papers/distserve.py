@@ -94,7 +94,7 @@ def run(ctx: Context) -> Iterator[Result]:
 
 
 def queue(ctx: Context) -> Result:
-    from nubes.drivers.sim.llm_goodput import serve_prompts
+    from nubes.drivers.sim.llm.goodput import serve_prompts
     from nubes.llm.cluster.placement import queued_ttft_s
     from nubes.llm.models import step_model
     from nubes.llm.scheduling.load import Load
@@ -128,7 +128,7 @@ def alike(seed: int, count: int, rate: float) -> LLMWorkload:
 
 
 def motive(ctx: Context) -> Iterator[Result]:
-    from nubes.drivers.sim.llm_goodput import goodput, serve_apart, serve_together
+    from nubes.drivers.sim.llm.goodput import goodput, serve_apart, serve_together
     from nubes.llm.cluster.placement import Slo
     from nubes.llm.models import step_model
 
@@ -147,7 +147,7 @@ def motive(ctx: Context) -> Iterator[Result]:
 
 def search(ctx: Context) -> Iterator[Result]:
     """Over plans of up to eight GPUs an engine; the phases' goodputs by themselves, then the plan as a whole."""
-    from nubes.drivers.sim.llm_goodput import goodput, serve_answers, serve_apart, serve_prompts, serve_together
+    from nubes.drivers.sim.llm.goodput import goodput, serve_answers, serve_apart, serve_prompts, serve_together
     from nubes.kernel.errors import UsageError
     from nubes.llm.cluster.placement import Parallel, Slo, apart
 
@@ -184,7 +184,7 @@ def search(ctx: Context) -> Iterator[Result]:
 
 
 def honest(ctx: Context) -> Result:
-    from nubes.drivers.sim.llm_goodput import goodput, serve_answers, serve_prompts, serve_together
+    from nubes.drivers.sim.llm.goodput import goodput, serve_answers, serve_prompts, serve_together
     from nubes.llm.cluster.placement import Parallel, Slo, advise, apart, together
     from nubes.llm.models import step_model
 

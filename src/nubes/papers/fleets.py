@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
@@ -24,24 +25,25 @@ def missing() -> str:
 
 
 class OnDemand(Migration):
-    """Moves one sequence, once it has so many tokens: `ask` for it."""
+    """Moves what runs, each time `ask` was called for it, once it has so many tokens."""
 
     def __init__(self) -> None:
         self.period_s = 0.02
-        self.wanted: tuple[Way, int] | None = None
+        self.wanted: deque[tuple[Way, int]] = deque()
 
     def ask(self, way: Way, tokens: int) -> None:
-        self.wanted = way, tokens
+        self.wanted.append((way, tokens))
 
     def moves(self, members: Sequence[Member], now: float) -> list[Move]:
-        if self.wanted is None:
+        if not self.wanted:
             return []
-        way, tokens = self.wanted
+        way, tokens = self.wanted[0]
         for source in members:
             target = next((m for m in members if m is not source), None)
             for running in source.report.sequences:
-                if running.tokens >= tokens and target is not None:
-                    self.wanted = None
+                here = running.id in source.requests and not source.sending  # reports are from a while ago
+                if here and running.tokens >= tokens and target is not None:
+                    self.wanted.popleft()
                     return [Move(running.id, source.number, target.number, way)]
         return []
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from nubes.drivers.sim.llm_fleet import FleetServed
+    from nubes.drivers.sim.llm.fleet import FleetServed
     from nubes.workloads.llm import LLMWorkload
 
 TTFT_ROBIN = Claim(
@@ -222,7 +222,7 @@ def serve(
 ) -> FleetServed:  # fmt: skip
     """On engines of opt-13b with `SLOTS` tokens of KV, over links of 64 Gbit/s."""
     from nubes.drivers.sim.llm import Instance
-    from nubes.drivers.sim.llm_fleet import Hardware, simulate_fleet
+    from nubes.drivers.sim.llm.fleet import Hardware, simulate_fleet
     from nubes.llm.cluster.fleet import Fleet
     from nubes.llm.models import step_model
     from nubes.llm.scheduling.scheduler import Scheduler

@@ -47,7 +47,7 @@ def run(ctx: Context) -> Iterator[Result]:
     if why:
         yield from (ctx.unmeasured(claim, why, "live") for claim in CLAIMS)
         return
-    checkpoint, runtime = opened("fp32", SLOTS)
+    checkpoint, runtime = opened("int8", SLOTS)
     tokens = text(checkpoint)
     count = ctx.pick(24, 150)
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -70,13 +70,13 @@ def run(ctx: Context) -> Iterator[Result]:
             found[kind].append(capacity(holds, 0.5 * unit, 16.0 * unit, ctx.pick(4, 6)))
     runtime.close()
     about = (
-        f"{MODEL} in fp32, prompts of {PROMPT[0]} to {PROMPT[1]} and outputs of {OUTPUT[0]} to {OUTPUT[1]} tokens, "
+        f"{MODEL} in int8, prompts of {PROMPT[0]} to {PROMPT[1]} and outputs of {OUTPUT[0]} to {OUTPUT[1]} tokens, "
         f"{count} Poisson arrivals at each rate, at most {BATCH} in a batch. Rates of seed 0: {found['orca'][0]:.3g} "
         f"and {found['static'][0]:.3g} requests/s. Ended members of a request-level batch take no rows here, and "
         "nothing is padded."
     )
     yield ctx.result(RATE, [a / b for a, b in zip(found["orca"], found["static"], strict=True)], about, "live")
-    yield ctx.result(SAME, same, f"{MODEL} in fp32, 12 requests of those lengths at once.", "live")
+    yield ctx.result(SAME, same, f"{MODEL} in int8, 12 requests of those lengths at once.", "live")
 
 
 def load(tokens: Sequence[int], count: int, rate: float, seed: int) -> Load:

@@ -25,7 +25,6 @@ RULES = {
     "pow2": "orca(reserve=pow2)",
     "max": f"orca(reserve=max,max_len={MAX_LEN})",
 }
-ANSWER = 16  # tokens
 
 SAME = Claim(
     "Pages change nothing about what is said.",
@@ -76,21 +75,22 @@ def equal(ctx: Context) -> Iterator[Result]:
     checkpoint, paged = opened("fp32", SLOTS)
     _, whole = opened("fp32", 2 * checkpoint.shape.context, checkpoint.shape.context)
     _, tight = opened("fp32", SLOTS // 8)
+    tokens = ctx.pick(8, 16)
     same: list[float] = []
     close: list[float] = []
     back: list[float] = []
     gave_way = []
     for seed in ctx.each("answers in pages and in contiguous memory"):
         asked = prompts(text(checkpoint), [16 + at for at in range(64)], seed)
-        plain = answers(checkpoint, whole, asked, "static(max_seqs=1,reserve=oracle)", "recompute")[0]
-        same.append(share(plain, answers(checkpoint, paged, asked, "vllm", "recompute")[0]))
+        plain = answers(checkpoint, whole, asked, tokens, "static(max_seqs=1,reserve=oracle)", "recompute")[0]
+        same.append(share(plain, answers(checkpoint, paged, asked, tokens, "vllm", "recompute")[0]))
         close.append(max(difference(paged, whole, prompt, seed) for prompt in asked))
-        ways = [answers(checkpoint, tight, asked, "vllm", way) for way in ("recompute", "swap")]
+        ways = [answers(checkpoint, tight, asked, tokens, "vllm", way) for way in ("recompute", "swap")]
         back.append(min(share(plain, found) for found, _ in ways))
         gave_way.append([count for _, count in ways])
     for runtime in (paged, whole, tight):
         runtime.close()
-    about = f"{MODEL} in fp32, 64 prompts of 16 to 79 tokens of English, answers of {ANSWER}"
+    about = f"{MODEL} in fp32, 64 prompts of 16 to 79 tokens of English, answers of {tokens}"
     yield ctx.result(SAME, same, f"{about}; {SLOTS:,} slots in pages of 16.", "live")
     yield ctx.result(CLOSE, close, f"{about}; pages in random order.", "live")
     counts = f"{min(again for again, _ in gave_way)} and {min(swaps for _, swaps in gave_way)} times"
@@ -101,14 +101,14 @@ def equal(ctx: Context) -> Iterator[Result]:
 
 
 def answers(
-    checkpoint: Checkpoint, runtime: Runtime, asked: Sequence[list[int]], batching: str, preemption: str
+    checkpoint: Checkpoint, runtime: Runtime, asked: Sequence[list[int]], tokens: int, batching: str, preemption: str
 ) -> tuple[list[list[int]], int]:
     """The tokens that each prompt is answered with, asked all at once, and how often one gave way."""
 
     with engine(checkpoint, runtime, batching=batching, preemption=preemption) as made:
 
         async def everything() -> list[list[int]]:
-            return [answer.tokens for answer in await asyncio.gather(*(ask(made, prompt, ANSWER) for prompt in asked))]
+            return [answer.tokens for answer in await asyncio.gather(*(ask(made, prompt, tokens) for prompt in asked))]
 
         return asyncio.run(everything()), made.stats().preemptions
 
@@ -137,7 +137,7 @@ def crowded(ctx: Context) -> Iterator[Result]:
     batch: list[float] = []
     rates: list[float] = []
     seen: dict[str, list[tuple[float, float]]] = {rule: [] for rule in RULES}
-    count = ctx.pick(120, 400)
+    count = ctx.pick(80, 400)
     for seed in ctx.each("requests by the rule that memory is reserved by"):
         workload = requests(
             ctx, "sharegpt", f"chat-like(limit={4 * MAX_LEN},rate=1,length={2 * count}s)", seed, limit=SHORTER * MAX_LEN

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nubes.drivers.sim.llm import Instance
-    from nubes.drivers.sim.llm_graphs import GraphsServed, Program
+    from nubes.drivers.sim.llm.graphs import GraphsServed, Program
     from nubes.workloads.llm import LLMWorkload
 
 ENGINES = 4
@@ -76,8 +76,8 @@ def serve(
     labels: bool = True,
 ) -> GraphsServed:  # fmt: skip
     from nubes.drivers.sim.llm import Instance
-    from nubes.drivers.sim.llm_fleet import Hardware
-    from nubes.drivers.sim.llm_graphs import simulate_graphs
+    from nubes.drivers.sim.llm.fleet import Hardware
+    from nubes.drivers.sim.llm.graphs import simulate_graphs
     from nubes.llm.cluster.fleet import Fleet
     from nubes.llm.cluster.member import Role
     from nubes.llm.models import step_model
@@ -95,7 +95,7 @@ def serve(
 
 def talk(seed: int, seconds: float) -> tuple[list[Program], str]:
     """Chats: single calls whose prompts share beginnings as Mooncake's conversations do."""
-    from nubes.drivers.sim.llm_graphs import Program
+    from nubes.drivers.sim.llm.graphs import Program
     from nubes.llm.graphs.spec import Chain, Plan
     from nubes.workloads.draws import generator
     from nubes.workloads.llm_synthetic import arrivals
@@ -136,7 +136,7 @@ def conversations(seed: int, seconds: float) -> tuple[LLMWorkload, str]:
 
 def mapped(seed: int, seconds: float) -> list[Program]:
     """Map-reduce jobs: one call for each chunk behind the same instructions, and one for all of their answers."""
-    from nubes.drivers.sim.llm_graphs import Program
+    from nubes.drivers.sim.llm.graphs import Program
     from nubes.llm.graphs.spec import Chain, Plan
     from nubes.workloads.draws import generator
     from nubes.workloads.llm_synthetic import arrivals

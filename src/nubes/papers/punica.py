@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nubes.drivers.sim.llm import Instance
-    from nubes.drivers.sim.llm_fleet import FleetServed
+    from nubes.drivers.sim.llm.fleet import FleetServed
     from nubes.llm.lora.segments import Placed
     from nubes.llm.spec import Shape
     from nubes.workloads.llm import LLMWorkload
@@ -340,7 +340,7 @@ def ramp(ctx: Context, length_s: float, seed: int) -> LLMWorkload:
 def fleet(workload: LLMWorkload, routing: str, migration: str) -> tuple[FleetServed, float]:
     """What became of it, and the mean number of half-empty GPUs in the second half."""
     from nubes.drivers.sim.llm import Instance
-    from nubes.drivers.sim.llm_fleet import Hardware, simulate_fleet
+    from nubes.drivers.sim.llm.fleet import Hardware, simulate_fleet
     from nubes.llm.cluster.fleet import Fleet
     from nubes.llm.models import step_model
     from nubes.llm.models.facts import llm_facts

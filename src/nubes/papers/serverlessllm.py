@@ -10,7 +10,7 @@ from nubes.papers import Claim, Context, Result, above, at_least, at_most, betwe
 from nubes.papers.serving import requests, words
 
 if TYPE_CHECKING:
-    from nubes.drivers.sim.llm_startup import Started
+    from nubes.drivers.sim.llm.startup import Started
     from nubes.llm.cluster.startup import Checkpointed, Server
     from nubes.workloads.llm import LLMWorkload
 
@@ -164,7 +164,7 @@ def started(work: LLMWorkload, seed: int, policy: str) -> Started:
     """On fresh servers."""
     import numpy as np
 
-    from nubes.drivers.sim.llm_startup import simulate_startup
+    from nubes.drivers.sim.llm.startup import simulate_startup
     from nubes.kernel.policy import make
     from nubes.workloads.draws import generator
 

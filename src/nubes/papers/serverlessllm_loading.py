@@ -192,7 +192,7 @@ async def _moves(ctx: Context, seed: int) -> tuple[float, float, float]:
             fleet.sent_bytes, fleet.left = 0, []
             before = fleet.fleet.moved
             moved, _ = await ask(fleet, prompt, TOKENS)
-            policy.wanted = None
+            policy.wanted.clear()
             alone, _ = await ask(fleet, prompt, TOKENS)
             if fleet.fleet.moved == before:
                 continue  # it had ended before, or the gap never closed

@@ -47,12 +47,10 @@ def served(workload: LLMWorkload, model: StepModel, tokens: int, *, instances: i
 
 
 def capacity(sustains: Callable[[float], bool], low: float, high: float, steps: int = 7) -> float:
-    """The highest rate that is sustained, by bisection on its logarithm; `low` if not even that is.
+    """The highest rate that is sustained, by bisection on its logarithm; `low` if nothing above it is.
 
-    The answer is exact to the `steps`-th halving of log(high / low).
+    The answer is exact to the `steps`-th halving of log(high / low). Neither end is tried: `low` would take longest.
     """
-    if not sustains(low):
-        return low
     for _ in range(steps):
         middle = (low * high) ** 0.5
         if sustains(middle):

@@ -150,8 +150,8 @@ def ratio(model: StepModel, workload: LLMWorkload, batch: int, level_s: float, s
     """Mean time per output token without guesses / with."""
     import numpy as np
 
-    from nubes.drivers.sim.guessing import Guessing
     from nubes.drivers.sim.llm import Instance, simulate_llm
+    from nubes.drivers.sim.llm.guessing import Guessing
     from nubes.kernel.rng import rng
     from nubes.llm.scheduling.scheduler import Scheduler
 

@@ -150,7 +150,7 @@ def chats(checkpoint: Checkpoint, count: int, seed: int, least: int = 60, most: 
 def same(ctx: Context) -> Result:
     """Greedy answers with and without guesses, in fp32."""
     checkpoint, runtime = opened("fp32", SLOTS)
-    shares, longest, tokens = [], ctx.pick(80, 250), ctx.pick(32, ANSWER)
+    shares, longest, tokens = [], ctx.pick(50, 250), ctx.pick(16, ANSWER)
     for seed in ctx.each("answers with guesses and without"):
         asked = chats(checkpoint, 100, seed, 20, longest)
         plain, _, _ = answers(checkpoint, runtime, asked, "off", 16, tokens)
@@ -268,43 +268,44 @@ def beyond(x: float, freedom: int) -> float:
 
 
 def alone(ctx: Context, checkpoint: Checkpoint, runtime: Runtime) -> Iterator[Result]:
-    """One request at a time."""
-    tokens: dict[str, list[float]] = {CHAIN: [], TREE: []}
-    speed = []
+    """Tokens per pass, which are the same however many run at once; and the time of one request after the other."""
+    passed: dict[str, list[float]] = {CHAIN: [], TREE: []}
+    speed, tokens = [], ctx.pick(48, ANSWER)
     for seed in ctx.each("edits and summaries"):
         asked = chats(checkpoint, 24, seed)
-        for speculation, per_pass in tokens.items():
-            _, _, steps = answers(checkpoint, runtime, asked, speculation, 1)
+        for speculation, per_pass in passed.items():
+            _, _, steps = answers(checkpoint, runtime, asked, speculation, 8)
             per_pass.append(steps.tokens / steps.passes)
         took = {
-            speculation: [answers(checkpoint, runtime, asked, speculation, 1)[1] for _ in range(ctx.pick(1, 3))]
+            speculation: [answers(checkpoint, runtime, asked, speculation, 1, tokens)[1] for _ in range(ctx.pick(1, 3))]
             for speculation in ("off", "specinfer")
         }
         speed.append(median(took["off"]) / median(took["specinfer"]))
-    about = f"{MODEL} in int8, 24 edits and summaries of 60 to 250 tokens, answers of {ANSWER} tokens."
-    chain, tree = tokens[CHAIN], tokens[TREE]
-    yield ctx.result(SEQUENCE, chain, about, "live")
-    each = f"{about} Trees <1,1,3,1,1,1,1,1>: {median(tree):.2f}, sequences {median(chain):.2f}."
+    about = f"{MODEL} in int8, 24 edits and summaries of 60 to 250 tokens, answers of"
+    chain, tree = passed[CHAIN], passed[TREE]
+    yield ctx.result(SEQUENCE, chain, f"{about} {ANSWER}, 8 at once.", "live")
+    each = f"{about} {ANSWER}, 8 at once. Trees <1,1,3,1,1,1,1,1>: {median(tree):.2f}, sequences {median(chain):.2f}."
     yield ctx.result(BRANCHES, [a / b for a, b in zip(tree, chain, strict=True)], each, "live")
-    yield ctx.result(FASTER, speed, about, "live")
+    yield ctx.result(FASTER, speed, f"{about} {tokens}, one at a time.", "live")
 
 
 def together(ctx: Context, checkpoint: Checkpoint, runtime: Runtime) -> Iterator[Result]:
     """Many requests at once."""
     shares, rates = [], []
+    tokens, rounds = ctx.pick(48, ANSWER), ctx.pick(2, 3)
     for seed in ctx.each("prose, 8 and 32 at once"):
         ratios = []
         for batch in (8, 32):
-            asked = prompts(text(checkpoint), [50 + at % 100 for at in range(3 * batch)], seed)
+            asked = prompts(text(checkpoint), [50 + at % 100 for at in range(rounds * batch)], seed)
             took = []
             for _ in range(ctx.pick(1, 5)):  # in turns: both have the same of whatever else the machine does
-                _, plain, _ = answers(checkpoint, runtime, asked, "off", batch)
-                _, planned, steps = answers(checkpoint, runtime, asked, "specinfer", batch)
+                _, plain, _ = answers(checkpoint, runtime, asked, "off", batch, tokens)
+                _, planned, steps = answers(checkpoint, runtime, asked, "specinfer", batch, tokens)
                 took.append(plain / planned)
             ratios.append(median(took))
         full = [guessed for sequences, guessed in steps.decodes if sequences == 32]
         shares.append(sum(full) / len(full))
         rates.append(min(ratios))
-    about = f"{MODEL} in int8, continuations of {ANSWER} tokens of English."
+    about = f"{MODEL} in int8, continuations of {tokens} tokens of English, {rounds} times as many as run at once."
     yield ctx.result(OFF, shares, about, "live")
     yield ctx.result(HARMLESS, rates, about, "live")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def read_llm(
     """
     import numpy as np
 
-    kind, columns = _mooncake(path) if path.suffix == ".jsonl" else _table(path)
+    kind, columns = _columns(path)
     if not columns.prompt:
         raise UsageError(f"{path} holds no requests.", "Is the file whole?")
     if n is not None and n < 1:
@@ -70,6 +71,17 @@ def read_llm(
         name, f"{said}; in random order, {gaps} at {1.0 if rate is None else rate:g} a second (seed {seed}).", when,
         prompt[order], output[order], float(when[-1]),
     )  # fmt: skip
+
+
+def _columns(path: Path) -> tuple[str, _Columns]:
+    """What a file holds. It is read once, as long as it does not change: who seeks a rate asks for it at many."""
+    now = path.stat()
+    return _read(path.absolute(), now.st_mtime_ns, now.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, changed_ns: int, size_bytes: int) -> tuple[str, _Columns]:
+    return _mooncake(path) if path.suffix == ".jsonl" else _table(path)
 
 
 def _table(path: Path) -> tuple[str, _Columns]:

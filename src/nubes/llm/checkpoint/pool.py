@@ -1,7 +1,10 @@
 """Loads checkpoints in chunks over several tiers, and keeps them in memory for as long as there is room.
 
 From: ServerlessLLM (OSDI 2024). Chunks flow from a remote place to the disk and into memory as soon as each is there;
-several threads read a disk past the page cache, each its own stretch, straight into the place where tensors will lie.
+several threads read a disk past the page cache, the next chunk whoever is free, to the place where tensors will lie.
+They do so in bites through small buffers that are used again and again: what a disk writes is then still in the
+processor's cache, and is copied from there while others read. Where disks are virtual, whoever writes for them would
+otherwise wait for memory.
 """
 
 from __future__ import annotations
@@ -15,8 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from nubes.llm.checkpoint.fast import ABOUT, INDEX, PAGE, index_of, sizes_of, views
 from nubes.llm.errors import BrokenModel
@@ -24,7 +30,10 @@ from nubes.llm.errors import BrokenModel
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    Bites = SimpleQueue[memoryview]
+
 CHUNK = 16 << 20
+BITE = 1 << 20
 SMOOTHING = 0.3  # how much the last load counts in the mean bandwidth
 POPULATE = 23  # MADV_POPULATE_WRITE
 BASIS = 1e9  # bytes/s, before anything was measured
@@ -65,12 +74,15 @@ class Pool:
     `bandwidth`: bytes/s of each tier as measured so far.
     """
 
-    def __init__(self, capacity_bytes: int, *, chunk_bytes: int = CHUNK, threads: int = 4) -> None:
+    def __init__(self, capacity_bytes: int, *, chunk_bytes: int = CHUNK, threads: int = 6) -> None:
         self.capacity_bytes = capacity_bytes // PAGE * PAGE
         self.chunk_bytes = -(-chunk_bytes // PAGE) * PAGE
         self.threads = threads
         self.bandwidth = {"disk": BASIS, "remote": BASIS}
         self._kept: OrderedDict[Path, _Kept] = OrderedDict()
+        self._bites: Bites = SimpleQueue()
+        for _ in range(threads):
+            self._bites.put(_memory(BITE))
         self._arena = _memory(self.capacity_bytes) if self.capacity_bytes else memoryview(b"")
 
     @property
@@ -157,8 +169,8 @@ class Pool:
     # -- tiers ----------------------------------------------------------------------------------------------------
 
     def _read(self, folder: Path, regions: Mapping[int, memoryview]) -> None:
-        """Disk to memory: every thread reads a stretch of its own, chunk by chunk."""
-        self._each(regions, lambda number, region: _Disk(folder / f"tensor.data_{number}", region).read)
+        """Disk to memory."""
+        self._each(regions, lambda number, region: _Disk(folder / f"tensor.data_{number}", region, self._bites).read)
 
     def _fetch(self, remote: Path, folder: Path, regions: Mapping[int, memoryview]) -> None:
         """Remote to memory, and from there to disk, each chunk by itself. The index comes last: then all is there."""
@@ -167,7 +179,7 @@ class Pool:
 
             def reader(number: int, region: memoryview) -> Callable[[int, int], None]:
                 name = f"tensor.data_{number}"
-                source, copy = _Disk(remote / name, region, direct=False), _Disk(folder / name, region, write=True)
+                source, copy = _Disk(remote / name, region), _Disk(folder / name, region, write=True)
 
                 def move(start: int, end: int) -> None:
                     source.read(start, end)
@@ -190,16 +202,11 @@ class Pool:
         with ThreadPoolExecutor(self.threads) as pool:
             jobs = []
             for number, region in regions.items():
-                move, chunks = make(number, region), range(0, region.nbytes, self.chunk_bytes)
-                stretch = -(-len(chunks) // self.threads)
-                for first in range(0, len(chunks), stretch):
-                    jobs.append(pool.submit(self._stretch, move, chunks[first : first + stretch], region.nbytes))
+                move = make(number, region)
+                for start in range(0, region.nbytes, self.chunk_bytes):
+                    jobs.append(pool.submit(move, start, min(start + self.chunk_bytes, region.nbytes)))
             for job in jobs:
                 job.result()
-
-    def _stretch(self, move: Callable[[int, int], None], starts: range, size: int) -> None:
-        for start in starts:
-            move(start, min(start + self.chunk_bytes, size))
 
 
 def _memory(size: int) -> memoryview:
@@ -213,23 +220,41 @@ def _memory(size: int) -> memoryview:
 
 
 class _Disk:
-    """A file that is read into, or written from, the same place of a region; past the page cache where that works."""
+    """A file that is read into, or written from, the same place of a region.
 
-    def __init__(self, path: Path, region: memoryview, write: bool = False, direct: bool = True) -> None:
+    Past the page cache, where that works, if it is written, or read in `bites`.
+    """
+
+    def __init__(self, path: Path, region: memoryview, bites: Bites | None = None, write: bool = False) -> None:
         flags = os.O_CREAT | os.O_WRONLY if write else os.O_RDONLY
         self.path = path
         self._region = region
+        self._bites = bites
         try:
-            self._fd = os.open(path, flags | (os.O_DIRECT if direct else 0), 0o644)
+            self._fd = os.open(path, flags | (os.O_DIRECT if write or bites is not None else 0), 0o644)
         except OSError:  # a file system without it
             self._fd = os.open(path, flags, 0o644)
+            self._bites = None
 
     def read(self, start: int, end: int) -> None:
-        while start < end:
-            count = os.preadv(self._fd, [self._region[start:end]], start)
-            if not count:
-                raise BrokenModel(f"{self.path} is cut short.", "Convert the model again.")
-            start += count
+        if self._bites is None:
+            while start < end:
+                start += self._some(self._region[start:end], start)
+            return
+        bite = self._bites.get()
+        try:
+            while start < end:
+                count = self._some(bite[: end - start], start)
+                np.copyto(np.frombuffer(self._region[start : start + count], "u1"), np.frombuffer(bite[:count], "u1"))
+                start += count
+        finally:
+            self._bites.put(bite)
+
+    def _some(self, place: memoryview, at: int) -> int:
+        count = os.preadv(self._fd, [place], at)
+        if not count:
+            raise BrokenModel(f"{self.path} is cut short.", "Convert the model again.")
+        return count
 
     def write(self, start: int, end: int) -> None:
         while start < end:

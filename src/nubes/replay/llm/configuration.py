@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from nubes.drivers.sim.guessing import Guessing
 from nubes.drivers.sim.llm import Instance
-from nubes.drivers.sim.stages import Stages
+from nubes.drivers.sim.llm.guessing import Guessing
+from nubes.drivers.sim.llm.stages import Stages
 from nubes.kernel.errors import UsageError
 from nubes.kernel.policy import SEAMS, find
 from nubes.kernel.rng import rng

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf, nan
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nubes.drivers.sim.llm import Instance, Run, Served
+from nubes.drivers.sim.llm.commands import COMMANDS
+from nubes.drivers.sim.llm.engine import Run, timed
+from nubes.drivers.sim.llm.instance import Instance
+from nubes.drivers.sim.llm.served import Served
 from nubes.llm.cluster import events as e
 from nubes.llm.cluster.fleet import Fleet
 from nubes.llm.cluster.member import Role, report
@@ -66,25 +67,12 @@ class Hardware:
 
 def simulate_fleet(workload: LLMWorkload, fleet: Fleet, hardware: Hardware, *, until_s: float = inf) -> FleetServed:
     """Serves `workload` with a fleet that begins with an engine for each of `hardware.roles`."""
-    begun = perf_counter()
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        run = _FleetRun(workload, fleet, hardware)
-        now = run.through(until_s)
-    finally:
-        if collecting:
-            gc.enable()
-    ended = [now if stop == inf else stop for stop in run.stopped_s]
-    return FleetServed(
-        run.served(now, perf_counter() - begun), np.array(run.down_s), run.lost_s,
-        sum(stop - start for start, stop in zip(run.started_s, ended, strict=True)), fleet.moved, fleet.aborted,
-        run.most, run.refused, tuple(run.dead),
-    )  # fmt: skip
+    run = FleetRun(workload, fleet, hardware)
+    return run.fleet_served(*timed(run.through, until_s))
 
 
 @dataclass(slots=True)
-class _Place:
+class Place:
     """Where a request is: its sequence, and on which engine."""
 
     sequence: Sequence
@@ -94,7 +82,7 @@ class _Place:
     stopped_s: float = 0.0
 
 
-class _FleetRun(Run):
+class FleetRun(Run):
     def __init__(self, workload: LLMWorkload, fleet: Fleet, hardware: Hardware) -> None:
         super().__init__(workload, [], lambda *_: 0, hardware.watch)
         self.fleet = fleet
@@ -103,7 +91,7 @@ class _FleetRun(Run):
         self.roles: list[Role] = []
         self.started_s: list[float] = []
         self.stopped_s: list[float] = []
-        self.places: dict[int, _Place] = {}
+        self.places: dict[int, Place] = {}
         self.idle: set[int] = set()
         self.late: dict[int, list[e.Command]] = {}  # engine -> what waits for the end of its step
         self.events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -118,17 +106,17 @@ class _FleetRun(Run):
         self.first_s, self.cached = np.full(2 * n, nan), np.zeros(2 * n, np.int64)  # of these too
         self.end_s = np.full(2 * n, nan)
         for role in hardware.roles:
-            self._join(role, 0.0)
+            self.join(role, 0.0)
         for at_s, number in hardware.dies_s:
-            self._at(at_s, self._die, number)
+            self.schedule(at_s, self._die, number)
         for at_s, id in hardware.leaves_s:
-            self._at(at_s, self._leave, id)
+            self.schedule(at_s, self._leave, id)
         if fleet.period_s:
-            self._at(fleet.period_s, self._tick)
+            self.schedule(fleet.period_s, self._tick)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def _at(self, when_s: float, call: Callable[..., None], *arguments: Any) -> None:
+    def schedule(self, when_s: float, call: Callable[..., None], *arguments: Any) -> None:
         self.count += 1
         heappush(self.events, (when_s, self.count, call, arguments))
 
@@ -163,7 +151,7 @@ class _FleetRun(Run):
                 self._warmed(sequence.id, now)
                 continue
             del self.places[sequence.id]
-            self._tell(e.Ended(sequence.id, number), now)
+            self.tell(e.Ended(sequence.id, number), now)
         if self.roles[number] == "prefill":
             self._hand_on(number, instance, now)
         for command in self.late.pop(number, ()):
@@ -176,7 +164,7 @@ class _FleetRun(Run):
         else:
             self.idle.add(number)
 
-    def _wake(self, number: int, now: float) -> None:
+    def wake(self, number: int, now: float) -> None:
         if number in self.idle:
             self._go(number, now)
 
@@ -190,12 +178,12 @@ class _FleetRun(Run):
             place = self.places[sequence.id]
             place.token_s = sequence.paused_s = token_s
             place.stopped_s = now
-            self._tell(e.Prefilled(sequence.id, number, len(sequence.blocks), sequence.known), now)
+            self.tell(e.Prefilled(sequence.id, number, len(sequence.blocks), sequence.known), now)
 
     def _tick(self, now: float) -> None:
         self._refresh(now, sequences=True)
-        self._tell(e.Ticked(), now)
-        self._at(now + self.fleet.period_s, self._tick)
+        self.tell(e.Ticked(), now)
+        self.schedule(now + self.fleet.period_s, self._tick)
 
     def _refresh(self, now: float, sequences: bool = False) -> None:
         for number, member in self.fleet.members.items():
@@ -208,34 +196,43 @@ class _FleetRun(Run):
         fits = any(self.instances[n].scheduler.fits(sequence) for n in self.fleet.members)
         if not fits:
             self.refused += 1
-            self._follow(at, now)
+            self.follow(at, now)
             return
-        self.places[at] = _Place(sequence, -1)
+        self.places[at] = Place(sequence, -1)
         self._refresh(now)
         ask = Ask(
             at, sequence.prompt, sequence.prompt, sequence.limit, sequence.priority, adapter=sequence.adapter,
             work=sequence.work,
         )  # fmt: skip
-        self._tell(e.Asked(ask), now)
+        self.tell(e.Asked(ask), now)
 
     def _leave(self, id: int, now: float) -> None:
         if id in self.places:
             if self.places[id].number < 0:
                 del self.places[id]
-            self._tell(e.Cancelled(id), now)
+            self.tell(e.Cancelled(id), now)
 
     def served(self, now: float, took_s: float) -> Served:
         n = self.workload.requests
         self.first_s, self.end_s, self.cached = self.first_s[:n], self.end_s[:n], self.cached[:n]
         return super().served(now, took_s)
 
-    def _tell(self, event: e.Event, now: float) -> None:
+    def fleet_served(self, now: float, took_s: float) -> FleetServed:
+        fleet = self.fleet
+        ended = [now if stop == inf else stop for stop in self.stopped_s]
+        return FleetServed(
+            self.served(now, took_s), np.array(self.down_s), self.lost_s,
+            sum(stop - start for start, stop in zip(self.started_s, ended, strict=True)), fleet.moved, fleet.aborted,
+            self.most, self.refused, tuple(self.dead),
+        )  # fmt: skip
+
+    def tell(self, event: e.Event, now: float) -> None:
         for command in self.fleet.handle(event, now):
             self._do(command, now)
 
     # -- engines --------------------------------------------------------------------------------------------------
 
-    def _join(self, role: Role, now: float, begun_s: float | None = None) -> None:
+    def join(self, role: Role, now: float, begun_s: float | None = None) -> None:
         number = len(self.instances)
         instance = self.hardware.make(number)
         self.size = instance.scheduler.state.block_size
@@ -244,7 +241,7 @@ class _FleetRun(Run):
         self.started_s.append(now if begun_s is None else begun_s)
         self.stopped_s.append(inf)
         self.idle.add(number)
-        self._tell(e.Joined(number, report(instance.scheduler.state), role), now)
+        self.tell(e.Joined(number, report(instance.scheduler.state), role), now)
         self.most = max(self.most, len(self.fleet.members))
 
     def _die(self, number: int, now: float) -> None:
@@ -262,7 +259,7 @@ class _FleetRun(Run):
                     sequence.paused_s = max(self.instances[number].decoded_s, sequence.first_s)
                 place.sequence = sequence.again()
                 known[id] = place.sequence.known
-        self._tell(e.Lost(number, known), now)
+        self.tell(e.Lost(number, known), now)
 
     # -- commands -------------------------------------------------------------------------------------------------
 
@@ -278,154 +275,6 @@ class _FleetRun(Run):
             return
         COMMANDS[type(command)](self, command, now)
 
-    def _dispatch(self, command: e.Dispatch, now: float) -> None:
-        place, number = self.places[command.id], command.number
-        if place.number >= 0:
-            place.sequence = place.sequence.again()
-        place.number = number
-        self.instance[command.id] = number
-        self.instances[number].scheduler.arrive(place.sequence, now)
-        self._wake(number, now)
-
-    def _cancel(self, command: e.Cancel, now: float) -> None:
-        place = self.places.pop(command.id, None)
-        if place is not None:
-            self.instances[command.number].scheduler.cancel(place.sequence, now)
-
-    def _refuse(self, command: e.Refuse, now: float) -> None:
-        del self.places[command.id]
-        self.refused += 1
-        self._follow(command.id, now)
-
-    def _start(self, command: e.Start, now: float) -> None:
-        self._at(now + self.hardware.start_s, self._started, command.role, now)
-
-    def _started(self, role: Role, begun_s: float, now: float) -> None:
-        self._join(role, now, begun_s)
-
-    def _stop(self, command: e.Stop, now: float) -> None:
-        self.stopped_s[command.id] = now
-        self.idle.discard(command.id)
-
-    def _running(self, id: int, number: int) -> _Place | None:
-        """The request if it decodes there, and has since its handover began."""
-        place = self.places.get(id)
-        if place is None or place.number != number or place.sequence.state != DECODE:
-            return None
-        return None if place.opened not in (-1, place.sequence.preemptions) else place
-
-    def _look(self, command: e.Look, now: float) -> None:
-        place = self._running(command.id, command.number)
-        if place is None:
-            self._gone(command)
-            return self._tell(e.Filled(command.id, command.turn, -1), now)
-        place.opened = place.sequence.preemptions
-        self._tell(e.Filled(command.id, command.turn, place.sequence.context // self.size, place.sequence.known), now)
-
-    def _gone(self, command: e.Command) -> None:
-        place = self.places.get(command.id)
-        if place is not None:
-            place.opened = -1
-
-    def _depart(self, command: e.Depart, now: float) -> None:
-        place = self._running(command.id, command.number)
-        if place is None:
-            self._gone(command)
-            return self._tell(e.Departed(command.id, command.turn, -1, 0), now)
-        sequence, instance = place.sequence, self.instances[command.number]
-        place.opened = -1
-        place.stopped_s = now
-        place.token_s = sequence.paused_s = max(instance.decoded_s, sequence.first_s)
-        moving.depart(instance.scheduler, sequence)
-        held = -(-sequence.context // self.size)
-        self._tell(e.Departed(command.id, command.turn, held, sequence.known), now)
-
-    def _reserve(self, command: e.Reserve, now: float) -> None:
-        ok = moving.reserve(self.instances[command.number].scheduler, command.id, command.blocks)
-        self._tell(e.Reserved(command.id, command.turn, ok), now)
-
-    def _copy(self, command: e.Copy, now: float) -> None:
-        size = (command.end - command.first) * self.size * self.instances[command.source].model.kv_bytes
-        took = self.hardware.latency_s + size / self.hardware.link
-        self._at(now + took, self._tell, e.Copied(command.id, command.turn))
-
-    def _land(self, command: e.Land, now: float) -> None:
-        place = self.places.get(command.id)
-        instance = self.instances[command.target]
-        if place is None or command.id not in instance.scheduler.state.reserved:
-            return
-        landed = place.sequence.again()
-        landed.paused_s = place.token_s
-        moving.land(instance.scheduler, landed, now)
-        place.sequence = landed
-        place.number = command.target
-        self.down_s.append(now - place.stopped_s)
-        self.instance[command.id] = command.target
-        self._expect(instance, landed)
-        instance.fresh.append((place.token_s, landed))
-        self._tell(e.Landed(command.id, command.turn), now)
-        self._wake(command.target, now)
-
-    def _release(self, command: e.Release, now: float) -> None:
-        scheduler = self.instances[command.number].scheduler
-        held = scheduler.state.moving.get(command.id)
-        if held is not None:
-            moving.release(scheduler, held, now)
-            self._wake(command.number, now)
-
-    def _unreserve(self, command: e.Unreserve, now: float) -> None:
-        scheduler = self.instances[command.number].scheduler
-        moving.unreserve(scheduler, command.id, now)
-        ahead = self.ahead.get(self.workload.requests + command.id)
-        if ahead is not None and ahead[0] == command.turn:
-            scheduler.cancel(ahead[2], now)
-            del self.ahead[ahead[2].id]
-        self._wake(command.number, now)
-
-    def _stay(self, command: e.Stay, now: float) -> None:
-        instance = self.instances[command.number]
-        held = instance.scheduler.state.moving.get(command.id)
-        if held is None:
-            return
-        moving.stay(instance.scheduler, held)
-        place = self.places[command.id]
-        self._expect(instance, held)
-        instance.fresh.append((place.token_s, held))
-        self._wake(command.number, now)
-
-    def _warm(self, command: e.Warm, now: float) -> None:
-        """The target computes what is known by now as if it were a prompt, and keeps the KV for who asks for it."""
-        place = self.places.get(command.id)
-        if place is None or place.number != command.source:
-            return
-        sequence, scheduler = place.sequence, self.instances[command.target].scheduler
-        if not sequence.keys:
-            total = (sequence.prompt + sequence.limit) // self.size
-            sequence.keys = [(command.id, nth) for nth in range(total)]
-        id = self.workload.requests + command.id
-        ahead = Sequence(id, sequence.known, 1, arrived_s=sequence.arrived_s, keys=sequence.keys)
-        self.ahead[id] = command.turn, sequence.known, ahead
-        scheduler.arrive(ahead, now)
-        self._wake(command.target, now)
-
     def _warmed(self, id: int, now: float) -> None:
         turn, tokens, _ = self.ahead.pop(id)
-        self._tell(e.Warmed(id - self.workload.requests, turn, tokens), now)
-
-
-COMMANDS: dict[type[e.Command], Callable[[_FleetRun, Any, float], None]] = {
-    e.Dispatch: _FleetRun._dispatch,
-    e.Cancel: _FleetRun._cancel,
-    e.Refuse: _FleetRun._refuse,
-    e.Start: _FleetRun._start,
-    e.Stop: _FleetRun._stop,
-    e.Look: _FleetRun._look,
-    e.Reserve: _FleetRun._reserve,
-    e.Copy: _FleetRun._copy,
-    e.Depart: _FleetRun._depart,
-    e.Stay: _FleetRun._stay,
-    e.Release: _FleetRun._release,
-    e.Land: _FleetRun._land,
-    e.Unreserve: _FleetRun._unreserve,
-    e.Warm: _FleetRun._warm,
-}
+        self.tell(e.Warmed(id - self.workload.requests, turn, tokens), now)

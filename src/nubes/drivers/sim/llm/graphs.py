@@ -6,12 +6,12 @@ from bisect import insort
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from math import inf
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nubes.drivers.sim.llm_fleet import FleetServed, Hardware, _FleetRun
+from nubes.drivers.sim.llm.engine import timed
+from nubes.drivers.sim.llm.fleet import FleetRun, FleetServed, Hardware
 from nubes.llm.cluster.fleet import Fleet
 from nubes.llm.graphs.manager import Manager, Task
 from nubes.llm.graphs.spec import Plan
@@ -71,21 +71,14 @@ def simulate_graphs(
     `rtt_s`: what passes between an answer and the call that needs it, where a client makes them. `labels=False`: the
     engines know nothing of programs; `deduces=False`: nor of what their calls are wanted for.
     """
-    begun = perf_counter()
     order = sorted(range(len(programs)), key=lambda at: programs[at].arrived_s)
     programs = [programs[at] for at in order]
     run = _GraphRun(programs, fleet, hardware, rtt_s, labels, deduces)
-    now = run.through(until_s)
-    ended = [now if stop == inf else stop for stop in run.stopped_s]
-    served = FleetServed(
-        run.served(now, perf_counter() - begun), np.array(run.down_s), run.lost_s,
-        sum(stop - start for start, stop in zip(run.started_s, ended, strict=True)), fleet.moved, fleet.aborted,
-        run.most, run.refused, tuple(run.dead),
-    )  # fmt: skip
+    served = run.fleet_served(*timed(run.through, until_s))
     return GraphsServed(programs, run.program_end_s, np.array(run.program), np.array(run.chain), served)
 
 
-class _GraphRun(_FleetRun):
+class _GraphRun(FleetRun):
     def __init__(
         self, programs: Many[Program], fleet: Fleet, hardware: Hardware, rtt_s: float, labels: bool, deduces: bool
     ) -> None:
@@ -123,7 +116,7 @@ class _GraphRun(_FleetRun):
         sequence.work = self.work.get(at)
         return sequence
 
-    def _follow(self, at: int, now: float) -> None:
+    def follow(self, at: int, now: float) -> None:
         number = self.program[at]
         manager = self.managers[number]
         ready = manager.resolved(self.programs[number].plan.chains[self.chain[at]].output)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nubes.drivers.sim.llm import Instance, Served, simulate_llm
-from nubes.drivers.sim.llm_fleet import Hardware, simulate_fleet
+from nubes.drivers.sim.llm.engine import simulate_llm
+from nubes.drivers.sim.llm.fleet import Hardware, simulate_fleet
+from nubes.drivers.sim.llm.instance import Instance
+from nubes.drivers.sim.llm.served import Served
 from nubes.llm.cluster.fleet import Fleet
 from nubes.llm.cluster.member import Role
 from nubes.llm.cluster.placement import Parallel, Slo

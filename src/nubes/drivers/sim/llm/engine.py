@@ -7,7 +7,6 @@ from array import array
 from bisect import insort
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf, nan
 from time import perf_counter
@@ -15,86 +14,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nubes.drivers.sim.guessing import Guessing
-from nubes.drivers.sim.stages import Stages
-from nubes.llm.scheduling.load import StepModel
-from nubes.llm.scheduling.scheduler import Scheduler
+from nubes.drivers.sim.llm.instance import Instance
+from nubes.drivers.sim.llm.requests import followers, keys_of
+from nubes.drivers.sim.llm.served import Served
 from nubes.llm.scheduling.sequence import DECODE, Sequence
 from nubes.llm.scheduling.step import Step
 from nubes.llm.seams import Batching
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from nubes.workloads.llm import LLMWorkload
-
-
-@dataclass(slots=True)
-class Instance:
-    """A scheduler and the hardware under it. `block_s`: seconds to move a block to host memory, or back.
-
-    With `overlap` blocks move beside the computation, layer by layer and both ways at once, and a step takes as long as
-    the slowest of the three; otherwise the computation waits for them.
-    `stages`: the pipeline its steps pass through, where there is one; `pipelined` makes the instances that share it.
-    """
-
-    scheduler: Scheduler
-    model: StepModel
-    block_s: float = 0.0
-    overlap: bool = False
-    stages: Stages | None = None
-    guessing: Guessing | None = None  # how guesses fare, where the scheduler's speculation makes any
-    step: Step | None = None
-    ends: dict[int, list[Sequence]] = field(default_factory=dict)  # decode step -> who gets its last token in it
-    fresh: list[tuple[float, Sequence]] = field(default_factory=list)  # who joined the decodes since their last step
-    decoded_s: float = 0.0  # when the last decode step ended
-    steps: int = 0
-    busy_s: float = 0.0
-    rows: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Served:
-    """What became of n requests, in columns; times are seconds since the beginning, nan: never.
-
-    `arrived_s` is the workload's own, but where a request waited for the answer before it in its session.
-    `gaps_s` and `gap_counts`: times between tokens of one answer, and how many there were of each.
-    """
-
-    workload: LLMWorkload
-    arrived_s: NDArray[np.float64]
-    begun_s: NDArray[np.float64]  # when the first of its prompt was computed; inf: never
-    first_s: NDArray[np.float64]
-    end_s: NDArray[np.float64]
-    instance: NDArray[np.int32]
-    cached: NDArray[np.int64]  # prompt tokens that were not computed
-    gaps_s: NDArray[np.float64]
-    gap_counts: NDArray[np.int64]
-    steps: int
-    busy_s: float  # of all instances together
-    preemptions: int
-    seconds: float  # simulated
-    took_s: float  # for real
-
-    @property
-    def ttft_s(self) -> NDArray[np.float64]:
-        return np.asarray(self.first_s - self.arrived_s)
-
-    @property
-    def tpot_s(self) -> NDArray[np.float64]:
-        """Mean time between tokens of each answer of two tokens or more."""
-        several = self.workload.output > 1
-        return np.asarray((self.end_s - self.first_s)[several] / (self.workload.output[several] - 1))
-
-    @property
-    def latency_s(self) -> NDArray[np.float64]:
-        return np.asarray(self.end_s - self.arrived_s)
-
-
-def pipelined(model: StepModel, make: Callable[[], Scheduler]) -> list[Instance]:
-    """One instance for each step that the model's stages can have under way; they share the stages, not the memory."""
-    stages = Stages(model.stages)
-    return [Instance(make(), model, stages=stages) for _ in range(model.stages)]
 
 
 Route = Callable[[Sequence, Many[Instance], float], int]
@@ -123,43 +51,20 @@ def simulate_llm(
     Requests that an ordering sheds, or that fit no instance, are never served. `watch` is called after every step.
     Ends after `until_s`, or with the last answer.
     """
+    run = Run(workload, instances, route, watch)
+    return run.served(*timed(run.through, until_s))
+
+
+def timed(through: Callable[[float], float], until_s: float) -> tuple[float, float]:
+    """Runs a simulation: when it ended in virtual time, and the seconds that took for real."""
     begun = perf_counter()
     collecting = gc.isenabled()
     gc.disable()  # what a step drops is not cyclic
     try:
-        run = Run(workload, instances, route, watch)
-        now = run.through(until_s)
+        return through(until_s), perf_counter() - begun
     finally:
         if collecting:
             gc.enable()
-    return run.served(now, perf_counter() - begun)
-
-
-def keys_of(workload: LLMWorkload, at: int, block_size: int) -> list[object]:
-    """What the full blocks of a request hold, where the workload tells: by its own ids, or by session.
-
-    An id of the workload stands for `block_tokens` tokens and all before them, so for several of our blocks.
-    """
-    if workload.blocks is not None:
-        per = workload.block_tokens // block_size
-        keys: list[object] = [id * per + nth for id in workload.blocks[at] for nth in range(per)]
-        return keys if workload.whole_blocks else keys[: int(workload.prompt[at]) // block_size]
-    if workload.session is not None:
-        session = int(workload.session[at])
-        return [(session, nth) for nth in range(int(workload.prompt[at] + workload.output[at]) // block_size)]
-    return []
-
-
-def followers(workload: LLMWorkload) -> dict[int, int]:
-    """Request -> the one after it in its session."""
-    assert workload.session is not None
-    last: dict[int, int] = {}
-    after = {}
-    for at, session in enumerate(workload.session.tolist()):
-        if session in last:
-            after[last[session]] = at
-        last[session] = at
-    return after
 
 
 class Run:
@@ -261,10 +166,10 @@ class Run:
             scheduler.arrive(sequence, now)
             self.instance[at] = number
         else:
-            self._follow(at, now)
+            self.follow(at, now)
         return number
 
-    def _follow(self, at: int, now: float) -> None:
+    def follow(self, at: int, now: float) -> None:
         """The next request of a session is sent a while after the answer."""
         follower = self.next.get(at)
         if follower is not None:
@@ -294,7 +199,7 @@ class Run:
             self.begun_s.setdefault(chunk.sequence.id, now)
         for sequence in step.resumed:
             self.lost_s += now - sequence.paused_s
-            self._expect(instance, sequence)
+            self.expect(instance, sequence)
             instance.fresh.append((sequence.paused_s, sequence))
         if instance.overlap and load.moved:
             at = max(at, now + max(len(step.loads), len(step.saves)) * instance.block_s)
@@ -304,7 +209,7 @@ class Run:
         heappush(self.heap, (at, number))
         return True
 
-    def _expect(self, instance: Instance, sequence: Sequence) -> None:
+    def expect(self, instance: Instance, sequence: Sequence) -> None:
         """A sequence decodes from now on: writes down in which step it will end."""
         tick = instance.scheduler.state.tick + sequence.foreseen - sequence.generated
         expected = instance.ends.get(tick)
@@ -345,7 +250,7 @@ class Run:
             if sequence.generated >= sequence.foreseen:
                 ended.append(sequence)
             else:
-                self._expect(instance, sequence)
+                self.expect(instance, sequence)
                 instance.fresh.append((now, sequence))
         if instance.guessing is not None:
             ended += self._verify(instance, step)
@@ -353,7 +258,7 @@ class Run:
             scheduler.finish(sequence, now)
             self.end_s[sequence.id] = now
             if self.next:
-                self._follow(sequence.id, now)
+                self.follow(sequence.id, now)
         instance.step = None
         if self.watch is not None:
             self.watch(instance, now)
@@ -370,5 +275,5 @@ class Run:
                 if sequence.generated >= sequence.foreseen:
                     ended.append(sequence)
                 else:
-                    self._expect(instance, sequence)
+                    self.expect(instance, sequence)
         return ended
