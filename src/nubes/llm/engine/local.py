@@ -332,7 +332,7 @@ class LocalEngine:
         """Chooses a token for every sequence that has logits, more where guesses hold, and tells whoever waits."""
         now = monotonic()
         told: list[tuple[Job, Delta]] = []
-        finite = np.isfinite(logits.sum(axis=1))  # a NaN anywhere in a row makes its sum one
+        finite = np.isfinite(np.asarray(logits).sum(axis=1))  # a NaN anywhere in a row makes its sum one
         for sequence in sequences:
             choice = self._choices.get(sequence.id)
             if choice is None or sequence.state != DECODE:

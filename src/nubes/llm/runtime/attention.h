@@ -159,6 +159,17 @@ INLINE void gather(attention_scratch *t, const kv_view *kv, int start, int token
     }
 }
 
+/* Few queries wait for memory, and what comes next is in blocks from anywhere. */
+INLINE void fetch_chunk(const kv_view *kv, int start, int limit) {
+    for (int slot = start; slot < limit && slot < start + CHUNK; slot += GROUP) {
+        const long at = kv->blocks[slot / kv->block_size] * kv->block_bytes + slot % kv->block_size * kv->dim;
+        for (int i = 0; i < GROUP * kv->dim; i += 64) {
+            __builtin_prefetch(kv->keys + at + i, 0, 2);
+            __builtin_prefetch(kv->values + at + i, 0, 2);
+        }
+    }
+}
+
 /* Scores to weights, exp(score - highest so far); `fade` is what earlier ones have to be multiplied with. The highest
    is rounded up to a power of two, so that bytes' weights are rounded alike wherever chunks begin. */
 INLINE void soften(attention_scratch *t, int n, const view *views, int start, int lanes, int masked,
@@ -218,6 +229,7 @@ INLINE void attend(attention_scratch *t, int n, const view *views, const kv_view
         }
         const char *keys[GROUPS], *values[GROUPS];
         gather(t, kv, start, tokens, keys, values);
+        if (n <= ROWS) fetch_chunk(kv, start + CHUNK, limit);
         for (int r = 0; r < n; r += ROWS)
             for (int c = 0; c < lanes; c += PANEL)
                 FOR_ROWS(n - r < ROWS ? n - r : ROWS, score_tile(N, t, r, dim, keys + c / GROUP, c))
