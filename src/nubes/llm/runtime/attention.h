@@ -54,7 +54,7 @@ INLINE int horizon(view w) { return w.visible + (w.extra ? 64 - __builtin_clzll(
 INLINE void product(const int rows, const float *a, long lda, const float *b, long ldb, int k, float *c, long ldc,
                     const float *keep) {
     vf acc[ROWS][ACROSS];
-    multiply_f(rows, a, lda, b, ldb, k, (soon){NULL, 0}, acc);
+    multiply_f(rows, a, lda, b, ldb, k, (soon){0}, acc);
     for (int r = 0; r < rows; r++, c += ldc)
         for (int j = 0; j < ACROSS; j++)
             store(c + j * LANES, keep ? fma_(load(c + j * LANES), splat(keep[r]), acc[r][j]) : acc[r][j]);

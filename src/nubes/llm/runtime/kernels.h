@@ -63,13 +63,15 @@ INLINE void quantise(const float *x, int k, int group, int8_t *q, float *scale, 
     }
 }
 
-/* What is needed after this tile: so many lines of 64 bytes are fetched with each part of a group. */
+/* What is needed after this tile: so many lines of 64 bytes are fetched with each input, or part of a group of bytes.
+   Not many at once: a core waits for few lines at a time, and those that it needs now come after them. */
 typedef struct {
-    const uint8_t *at;
+    const uint8_t *at, *end;
     int lines;
 } soon;
 
 INLINE void fetch(soon *next) {
+    if (next->at >= next->end) return;
     for (int i = 0; i < next->lines; i++, next->at += 64) __builtin_prefetch(next->at, 0, 2);
 }
 
@@ -78,16 +80,13 @@ INLINE void multiply_f(const int rows, const float *a, long lda, const float *b,
                        vf acc[][ACROSS]) {
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < ACROSS; j++) acc[r][j] = splat(0);
-    for (int part = 0; part < k; part += PART) {
-        const int end = k - part < PART ? k : part + PART;
+    for (int i = 0; i < k; i++, b += ldb) {
+        vf w[ACROSS];
+        for (int j = 0; j < ACROSS; j++) w[j] = load(b + j * LANES);
         fetch(&next);
-        for (int i = part; i < end; i++, b += ldb) {
-            vf w[ACROSS];
-            for (int j = 0; j < ACROSS; j++) w[j] = load(b + j * LANES);
-            for (int r = 0; r < rows; r++) {
-                const vf x = splat(a[r * lda + i]);
-                for (int j = 0; j < ACROSS; j++) acc[r][j] = fma_(x, w[j], acc[r][j]);
-            }
+        for (int r = 0; r < rows; r++) {
+            const vf x = splat(a[r * lda + i]);
+            for (int j = 0; j < ACROSS; j++) acc[r][j] = fma_(x, w[j], acc[r][j]);
         }
     }
 }

@@ -47,9 +47,10 @@ static int panels(const matrix *m) { return (m->outputs + PANEL - 1) / PANEL; }
 
 /* What tile `i` of `tiles` fetches of the panel after this one. */
 INLINE soon ahead(const matrix *m, const uint8_t *panel, int i, int tiles) {
-    const int parts = m->inputs / PART, lines = (int)(panel_bytes(m) / 64 + parts - 1) / parts; /* with each part */
-    const int each = (lines + tiles - 1) / tiles, done = i * each;
-    return (soon){panel + panel_bytes(m) + (long)done * 64 * parts, done < lines ? each : 0};
+    const int steps = m->kind == FP32 ? m->inputs : m->inputs / PART;
+    const int each = (int)((panel_bytes(m) / 64 + (long)steps * tiles - 1) / ((long)steps * tiles));
+    const uint8_t *next = panel + panel_bytes(m);
+    return (soon){next + 64L * each * steps * i, next + panel_bytes(m), each};
 }
 
 /* Panels `begin` ... `end - 1` for `rows` rows of `in` from `first` on, panel by panel, each for all rows that the cache
@@ -68,7 +69,7 @@ static void linear(const matrix *m, const inputs *in, long first, int rows, int 
             if (spread) widen(panel, wide, m->inputs / PART);
             for (int i = 0; i < tiles; i++) {
                 const int row = start + count * i / tiles, n = start + count * (i + 1) / tiles - row;
-                const soon next = p + 1 < end ? ahead(m, panel, i, tiles) : (soon){NULL, 0};
+                const soon next = p + 1 < end ? ahead(m, panel, i, tiles) : (soon){0};
                 FOR_ROWS(n, one_tile(N, m, spread ? wide : panel, spread ? WIDE4 : m->kind, in, first + row, op,
                                      out + row * stride, stride, p, next))
             }

@@ -38,8 +38,8 @@ static void work(void *argument, int thread) {
         const inputs in = {(float *)w->memory, (int8_t *)w->memory, (float *)w->memory, (float *)w->memory,
                            (int32_t *)w->memory};
         for (int i = 0; i < TIMES; i++) {
-            if (w->what == FLOATS) multiply_f(ROWS, in.f, INNER, (const float *)w->memory, PANEL, INNER / 4, (soon){NULL, 0}, acc);
-            else multiply_q(ROWS, INT8, &in, 0, w->memory, INNER / 128, 128 / PART, (soon){NULL, 0}, acc);
+            if (w->what == FLOATS) multiply_f(ROWS, in.f, INNER, (const float *)w->memory, PANEL, INNER / 4, (soon){0}, acc);
+            else multiply_q(ROWS, INT8, &in, 0, w->memory, INNER / 128, 128 / PART, (soon){0}, acc);
             for (int r = 0; r < ROWS; r++)
                 for (int j = 0; j < ACROSS; j++) total += acc[r][j];
         }
