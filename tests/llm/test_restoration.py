@@ -14,9 +14,10 @@ from nubes.kernel.errors import NotFound
 from nubes.kernel.policy import make
 from nubes.llm.cache.chunks import CHUNK, ChunkStore
 from nubes.llm.cache.expanded import Expanded
-from nubes.llm.cache.restoration import Costs, Plan, costs_of, seconds, stored_bytes
+from nubes.llm.cache.restoration import Costs, Plan, seconds, stored_bytes
 from nubes.llm.cache.restoring import Restorer, measured
 from nubes.llm.models import llm_facts, step_model
+from nubes.llm.models.states import costs_of
 from nubes.llm.runtime.rows import causal
 from nubes.llm.spec import Shape
 from tests.llm.runtime_models import Random

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 from nubes.kernel.errors import UsageError
 from nubes.kernel.policy import make
-from nubes.llm.cache.restoration import paired
 from nubes.llm.spec import MOST_REPLICAS, LLMSpec
+
+if TYPE_CHECKING:
+    from nubes.llm.seams import Fusion, Restoration, Retention
 
 ENGINE_SEAMS = ("batching", "ordering", "preemption", "retention", "speculation", "restoration", "fusion")
 FLEET_SEAMS = ("routing", "migration", "scaling")
+HOST = "host-lru"
 
 
 def check(spec: LLMSpec) -> None:
@@ -58,3 +63,22 @@ def is_fleet(spec: LLMSpec) -> bool:
 def most_engines(spec: LLMSpec) -> int:
     """How many there may be at a time."""
     return max(spec.replicas, make("scaling", spec.scaling).most if spec.scaling else 0)
+
+
+def paired(
+    retention: str | Retention | None, restoration: str | Restoration | None, fusion: str | Fusion | None = None
+) -> str | Retention | None:
+    """The retention that goes with a restoration: `host-lru` if none is named. Raises `UsageError` for another kind.
+
+    Layers are computed again from a beginning on, so no block may come back before those that stand in front of it.
+    """
+    if not restoration or restoration == "tokens":
+        return retention
+    if fusion and fusion != "exact":
+        raise UsageError("Texts that are put together leave nothing to restore.", "Name a fusion or a restoration.")
+    kept = cast("Retention", make("retention", retention or HOST))
+    if not kept.tiered or kept.gaps:
+        raise UsageError(
+            "What is to be restored has to be kept in host memory, and without gaps.", f'Use retention="{HOST}".'
+        )
+    return retention or HOST

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from nubes.kernel.policy import make
-from nubes.llm.cache.restoration import Costs, Plan, costs_of, seconds, stored_bytes
+from nubes.llm.cache.restoration import Costs, Plan, seconds, stored_bytes
+from nubes.llm.models.states import costs_of
 from nubes.llm.policies.hcache import PAPER
 from nubes.papers import Claim, Context, Result, at_least, at_most, between, reproduction
 from nubes.papers.generating import MODEL, missing

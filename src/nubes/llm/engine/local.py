@@ -20,8 +20,8 @@ import numpy as np
 
 from nubes.kernel.errors import Overloaded
 from nubes.llm.cache.fusing import Blender
-from nubes.llm.cache.restoration import paired
 from nubes.llm.cache.texts import TextStore
+from nubes.llm.declaring import paired
 from nubes.llm.engine.asking import MAX_WIDTH, check
 from nubes.llm.engine.choice import Choice, Job
 from nubes.llm.engine.inputs import host_blocks as room
