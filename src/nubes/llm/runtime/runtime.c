@@ -268,7 +268,8 @@ static void one_layer(engine *e, const batch *b, int t, int layer) {
     const model *m = &e->m;
     const int begin = b->lora ? b->lora->bounds[t] : (int)((long)b->rows * t / m->threads),
               end = b->lora ? b->lora->bounds[t + 1] : (int)((long)b->rows * (t + 1) / m->threads);
-    const int blocks = e->by_rows ? (end - begin + BLOCK - 1) / BLOCK : 1, block = blocks > 1 ? (end - begin + blocks - 1) / blocks : b->rows;
+    const int blocks = e->by_rows ? (end - begin + BLOCK - 1) / BLOCK : 1; /* of as many rows each */
+    const int block = blocks > 1 ? (end - begin + blocks - 1) / blocks : b->rows;
     int r = begin;
     do before_attention(e, b, t, layer, r, end - r < block ? end : r + block);
     while ((r += block) < end);
