@@ -148,12 +148,15 @@ class Line:
         return statistics.mean(share for name, share in self.shares.items() if word in name)
 
 
-def lines(every: Sequence[Column], found: Sequence[dict[tuple[Policies, str], float]]) -> list[Line]:
-    shares: dict[Policies, dict[str, float]] = {policies: {} for policies in GRID}
+def lines(
+    every: Sequence[Column], found: Sequence[dict[tuple[Policies, str], float]], among: Sequence[Policies]
+) -> list[Line]:
+    """Those `among` which they are compared, the best first."""
+    shares: dict[Policies, dict[str, float]] = {policies: {} for policies in among}
     for column, rates in zip(every, found, strict=True):
         for name in OBJECTIVES:
-            best = max(rates[policies, name] for policies in GRID)
-            for policies in GRID if best else ():
+            best = max(rates[policies, name] for policies in among)
+            for policies in among if best else ():
                 shares[policies][f"{column}, {name}"] = rates[policies, name] / best
     return sorted((Line(*each) for each in shares.items()), key=lambda line: -line.score)
 
@@ -264,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cpu", help="a recording, or a saved fit; default: measure this machine")
     parser.add_argument("--save", help="where to save what was measured")
-    parser.add_argument("--requests", type=int, default=400, help="of each trace")
+    parser.add_argument("--requests", type=int, default=200, help="of each trace")
     parser.add_argument("--jobs", type=int, default=None)
     parser.add_argument("--live", action="store_true", help="then serve chats live")
     options = parser.parse_args()
@@ -283,15 +286,15 @@ def main() -> None:
         for number, rates in enumerate(pool.map(work, every), 1):
             print(f"{number} of {len(every)}: {every[number - 1]}", file=sys.stderr)
             found.append(rates)
-    ranked = lines(every, found)
+    ranked = lines(every, found, GRID)
+    plain = lines(every, found, [policies for policies in GRID if policies[1] == DEFAULT[1]])
     words = [*(f"{machine} " for machine in machines), "short of memory", *OBJECTIVES]
-    plain = [line for line in ranked if line.policies[1] == "fcfs"]
     print(f"{len(GRID)} configurations over {len(ranked[0].shares)} columns: share of the best goodput of each column.")
-    show("Best by worst + mean share", ranked[:20], words)
-    show("Best of those that refuse nobody", plain[:20], words)
-    show("The best with each batching, refusing nobody",
-         [next(line for line in plain if line.policies[0] == batching) for batching in BATCHING], words)  # fmt: skip
-    show("Today's default", [line for line in ranked if line.policies == DEFAULT], words)
+    show("Best by worst + mean share, refusals among them", ranked[:12], words)
+    show("Among those that refuse nobody", plain[:24], words)
+    each = [next(line for line in plain if line.policies[0] == batching) for batching in BATCHING]
+    show("The best of these with each batching", each, words)
+    show("Today's default, among these", [line for line in plain if line.policies == DEFAULT], words)
     if options.live:
         if "cpu" not in machines or generating.missing():
             sys.exit(f"Not served live: {generating.missing() or 'there is no model of this machine.'}")

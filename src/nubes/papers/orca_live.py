@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from nubes.llm.engine.local import LocalEngine
     from nubes.llm.runtime.rows import Runtime
 
-PROMPT, OUTPUT = (16, 128), (1, 128)  # uniform
+LONGEST = 128  # tokens of a prompt, and of an answer
 BATCH = 16
-SLOTS = 2 * BATCH * (PROMPT[1] + OUTPUT[1])
+SLOTS = 4 * BATCH * LONGEST
 SLOWER = 5.0  # times the latency of a request that is alone
 KINDS = {"orca": f"orca(reserve=oracle,max_seqs={BATCH})", "static": f"static(reserve=oracle,max_seqs={BATCH})"}
 
@@ -49,11 +49,11 @@ def run(ctx: Context) -> Iterator[Result]:
         return
     checkpoint, runtime = opened("int8", SLOTS)
     tokens = text(checkpoint)
-    count = ctx.pick(24, 150)
+    count, longest = ctx.pick(64, 150), ctx.pick(LONGEST // 2, LONGEST)
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     same = []
     for seed in ctx.each("the highest rates"):
-        some = load(tokens, 12, 1e9, seed)
+        some = load(tokens, 12, 1e9, seed, longest)
         with engine(checkpoint, runtime) as made:
             alone = asyncio.run(one_by_one(made, some))
         same.append(share(alone, served(checkpoint, runtime, KINDS["orca"], some)))
@@ -62,7 +62,7 @@ def run(ctx: Context) -> Iterator[Result]:
 
         def sustains(batching: str, seed: int, bound_s: float, rate: float) -> bool:
             ctx.say(f"{batching} at {rate:.3g} requests/s")
-            answers = served(checkpoint, runtime, batching, load(tokens, count, rate, seed))
+            answers = served(checkpoint, runtime, batching, load(tokens, count, rate, seed, longest))
             return mean(answer.normalised_s for answer in answers) < bound_s
 
         for kind, batching in KINDS.items():
@@ -70,8 +70,8 @@ def run(ctx: Context) -> Iterator[Result]:
             found[kind].append(capacity(holds, 0.5 * unit, 16.0 * unit, ctx.pick(4, 6)))
     runtime.close()
     about = (
-        f"{MODEL} in int8, prompts of {PROMPT[0]} to {PROMPT[1]} and outputs of {OUTPUT[0]} to {OUTPUT[1]} tokens, "
-        f"{count} Poisson arrivals at each rate, at most {BATCH} in a batch. Rates of seed 0: {found['orca'][0]:.3g} "
+        f"{MODEL} in int8, prompts of {longest // 8} to {longest} and outputs of 1 to {longest} tokens, {count} "
+        f"Poisson arrivals at each rate, at most {BATCH} in a batch. Rates of seed 0: {found['orca'][0]:.3g} "
         f"and {found['static'][0]:.3g} requests/s. Ended members of a request-level batch take no rows here, and "
         "nothing is padded."
     )
@@ -79,8 +79,9 @@ def run(ctx: Context) -> Iterator[Result]:
     yield ctx.result(SAME, same, f"{MODEL} in int8, 12 requests of those lengths at once.", "live")
 
 
-def load(tokens: Sequence[int], count: int, rate: float, seed: int) -> Load:
-    workload = uniform(count / rate, rate, seed, PROMPT, OUTPUT)
+def load(tokens: Sequence[int], count: int, rate: float, seed: int, longest: int) -> Load:
+    """Prompts and outputs of even lengths, up to `longest`."""
+    workload = uniform(count / rate, rate, seed, (longest // 8, longest), (1, longest))
     asked = prompts(tokens, workload.prompt.tolist(), seed)
     return list(zip(workload.arrival_s.tolist(), asked, workload.output.tolist(), strict=True))[:count]
 
