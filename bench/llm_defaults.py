@@ -47,7 +47,7 @@ BATCHING = (
 )  # fmt: skip
 ORDERING, PREEMPTION, RETENTION = ("fcfs", "early-abort"), ("recompute", "swap", "cheaper"), ("lru", "none")
 CHATS, ROUNDS = 60, 2  # of the live part
-DEFAULT = ("sarathi(budget=512)", DEFAULTS["ordering"], DEFAULTS["preemption"], DEFAULTS["retention"])
+DEFAULT = (DEFAULTS["batching"], DEFAULTS["ordering"], DEFAULTS["preemption"], DEFAULTS["retention"])
 
 Policies = tuple[str, str, str, str]  # in the order of the grid
 GRID: list[Policies] = list(itertools.product(BATCHING, ORDERING, PREEMPTION, RETENTION))

@@ -37,7 +37,7 @@ class Batch:
         self.prompts = prompts
 
 
-@seam("batching", default="sarathi")
+@seam("batching", default="sarathi(budget=256)")
 class Batching(Policy):
     """Which rows go into the next iteration, and how much KV memory a sequence gets when it is admitted."""
 

@@ -18,7 +18,7 @@
 #include "vec.h"
 
 enum { FP32, INT8, INT4, WIDE4 };
-enum { PANEL = 32, PART = 32, ACROSS = PANEL / LANES }; /* a tile is at most ROWS x PANEL */
+enum { PANEL = 32, PART = 32, STEPS = 8, ACROSS = PANEL / LANES }; /* a tile is at most ROWS x PANEL */
 
 typedef struct {
     int32_t kind, outputs, inputs, group;
@@ -63,7 +63,7 @@ INLINE void quantise(const float *x, int k, int group, int8_t *q, float *scale, 
     }
 }
 
-/* What is needed after this tile: so many lines of 64 bytes are fetched with each input, or part of a group of bytes.
+/* What is needed after this tile: so many lines of 64 bytes are fetched with so many inputs, or part of a group of bytes.
    Not many at once: a core waits for few lines at a time, and those that it needs now come after them. */
 typedef struct {
     const uint8_t *at, *end;
@@ -75,20 +75,26 @@ INLINE void fetch(soon *next) {
     for (int i = 0; i < next->lines; i++, next->at += 64) __builtin_prefetch(next->at, 0, 2);
 }
 
+INLINE void multiply_one(const int rows, const float *a, long lda, const float *b, vf acc[][ACROSS]) {
+    vf w[ACROSS];
+    for (int j = 0; j < ACROSS; j++) w[j] = load(b + j * LANES);
+    for (int r = 0; r < rows; r++) {
+        const vf x = splat(a[r * lda]);
+        for (int j = 0; j < ACROSS; j++) acc[r][j] = fma_(x, w[j], acc[r][j]);
+    }
+}
+
 /* acc[r] = a[r] . b for `rows` rows of `a` and a panel's columns of `b`. */
 INLINE void multiply_f(const int rows, const float *a, long lda, const float *b, long ldb, int k, soon next,
                        vf acc[][ACROSS]) {
+    int i = 0;
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < ACROSS; j++) acc[r][j] = splat(0);
-    for (int i = 0; i < k; i++, b += ldb) {
-        vf w[ACROSS];
-        for (int j = 0; j < ACROSS; j++) w[j] = load(b + j * LANES);
+    for (; i + STEPS <= k; i += STEPS) {
         fetch(&next);
-        for (int r = 0; r < rows; r++) {
-            const vf x = splat(a[r * lda + i]);
-            for (int j = 0; j < ACROSS; j++) acc[r][j] = fma_(x, w[j], acc[r][j]);
-        }
+        for (int s = 0; s < STEPS; s++) multiply_one(rows, a + i + s, lda, b + (i + s) * ldb, acc);
     }
+    for (; i < k; i++) multiply_one(rows, a + i, lda, b + i * ldb, acc);
 }
 
 INLINE void multiply_q(const int rows, const int kind, const inputs *in, long row, const uint8_t *panel, int groups,

@@ -47,7 +47,7 @@ static int panels(const matrix *m) { return (m->outputs + PANEL - 1) / PANEL; }
 
 /* What tile `i` of `tiles` fetches of the panel after this one. */
 INLINE soon ahead(const matrix *m, const uint8_t *panel, int i, int tiles) {
-    const int steps = m->kind == FP32 ? m->inputs : m->inputs / PART;
+    const int steps = m->kind == FP32 ? m->inputs / STEPS : m->inputs / PART;
     const int each = (int)((panel_bytes(m) / 64 + (long)steps * tiles - 1) / ((long)steps * tiles));
     const uint8_t *next = panel + panel_bytes(m);
     return (soon){next + 64L * each * steps * i, next + panel_bytes(m), each};
