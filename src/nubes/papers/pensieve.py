@@ -103,6 +103,9 @@ def simulated(ctx: Context) -> Iterator[Result]:
         outside.append(max(none - device, device - both, 0.0) / max(both - none, 1e-9))
     yield ctx.result(BETWEEN, outside, about, "simulated")
     yield ctx.result(FALLS, _ratios(gains[600], gains[30]), about, "simulated")
+    if not ctx.full:
+        yield ctx.unmeasured(GAIN_GQA, "It takes many minutes: run it with --scale full.", "simulated")
+        return
     try:
         large = step_model("lin(llama-2-70b,gpu=a100,tp=8)")
     except UsageError as error:
