@@ -1,6 +1,6 @@
 """What few bits cost: perplexity of int8 and int4 weights against fp32: `python bench/llm_perplexity.py [--tokens N]`.
 
-The texts are on every machine with Python, and no setting of a kernel was chosen by them. Each is cut into windows of
+The texts are on every machine with Python, and the tests use others. Each is cut into windows of
 512 tokens; every token but a window's first counts. It fails if int8 costs more than its limit on any text.
 """
 

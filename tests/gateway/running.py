@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,3 +38,15 @@ def start(data: Path, *flags: str) -> Up:
     assert line, f"it ended with {process.wait()}"
     said = json.loads(line)
     return Up(said["url"], Path(said["token_file"]).read_text().strip(), data, process)
+
+
+@contextlib.contextmanager
+def deployed(folder: Path, app: str) -> Iterator[Up]:
+    """A cloud with one of the apps beside this file, until it has ended well."""
+    running = start(folder / "data")
+    env = {**os.environ, "NUBES_DATA": str(running.data)}
+    path = Path(__file__).with_name(app)
+    subprocess.run([*NUBES, "deploy", str(path)], env=env, check=True, stdout=subprocess.DEVNULL, timeout=60)
+    yield running
+    running.process.terminate()
+    assert running.process.wait(timeout=60) == 0

@@ -9,13 +9,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from gateway.running import NUBES, Up, start
+from gateway.running import NUBES, Up, deployed
 from nubes.kernel.errors import NotFound
 
 openai = pytest.importorskip("openai")
@@ -34,13 +33,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         find(MODEL), find("all-minilm-l6-v2")
     except NotFound as error:
         pytest.skip(str(error))
-    running = start(tmp_path_factory.mktemp("models") / "data")
-    env = {**os.environ, "NUBES_DATA": str(running.data)}
-    app = Path(__file__).with_name("llmapp.py")
-    subprocess.run([*NUBES, "deploy", str(app)], env=env, check=True, stdout=subprocess.DEVNULL, timeout=60)
-    yield running
-    running.process.terminate()
-    assert running.process.wait(timeout=60) == 0
+    with deployed(tmp_path_factory.mktemp("models"), "llmapp.py") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

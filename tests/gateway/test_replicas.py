@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gateway.running import NUBES, Up, start
+from gateway.running import Up, deployed
 from nubes.kernel.errors import NotFound
 
 openai = pytest.importorskip("openai")
@@ -32,13 +31,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         find(MODEL)
     except NotFound as error:
         pytest.skip(str(error))
-    running = start(tmp_path_factory.mktemp("replicas") / "data")
-    env = {**os.environ, "NUBES_DATA": str(running.data)}
-    app = Path(__file__).with_name("replicaapp.py")
-    subprocess.run([*NUBES, "deploy", str(app)], env=env, check=True, stdout=subprocess.DEVNULL, timeout=60)
-    yield running
-    running.process.terminate()
-    assert running.process.wait(timeout=60) == 0
+    with deployed(tmp_path_factory.mktemp("replicas"), "replicaapp.py") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,6 +60,10 @@ class Context:
     def unmeasured(self, claim: Claim, why: str, mode: str = "") -> Result:
         """Says why `claim` could not be measured here."""
         return unmeasured(self.paper.id, self._declared(claim), why, mode or self.mode)
+
+    def all_unmeasured(self, claims: Iterable[Claim], why: str, mode: str = "") -> Iterator[Result]:
+        """Says so of each of them."""
+        return (self.unmeasured(claim, why, mode) for claim in claims)
 
     def _declared(self, claim: Claim) -> Claim:
         if claim not in self.claims:

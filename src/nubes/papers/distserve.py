@@ -157,8 +157,7 @@ def search(ctx: Context) -> Iterator[Result]:
     try:
         model(space[0], "vllm")
     except UsageError as error:
-        for claim in (SEARCH, BEATS):
-            yield ctx.unmeasured(claim, str(error), "simulated")
+        yield from ctx.all_unmeasured((SEARCH, BEATS), str(error), "simulated")
         return
     for seed in ctx.each("the search for a plan"):
         offered = partial(chat, ctx, seed, seconds)

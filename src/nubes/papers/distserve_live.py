@@ -20,8 +20,7 @@ SHORT = 32
 def live(ctx: Context, same: Claim, calm: Claim) -> Iterator[Result]:
     why = missing()
     if why:
-        for claim in (same, calm):
-            yield ctx.unmeasured(claim, why, "live")
+        yield from ctx.all_unmeasured((same, calm), why, "live")
         return
     alike, ratios, first = [], [], []
     for seed in ctx.each("prompts and answers in two processes"):

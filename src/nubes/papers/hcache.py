@@ -186,7 +186,7 @@ def live(ctx: Context) -> Iterator[Result]:
 
     why = missing()
     if why:
-        yield from (ctx.unmeasured(claim, why, "live") for claim in LIVE)
+        yield from ctx.all_unmeasured(LIVE, why, "live")
         return
     checkpoint = load(MODEL)
     count = ctx.pick(1024, 2048)

@@ -27,8 +27,7 @@ Gaps = dict[tuple[str, int], float]
 def live(ctx: Context, same: Claim, down: Claim, copy: Claim, recompute: Claim) -> Iterator[Result]:
     why = missing()
     if why:
-        for claim in (same, down, copy, recompute):
-            yield ctx.unmeasured(claim, why, "live")
+        yield from ctx.all_unmeasured((same, down, copy, recompute), why, "live")
         return
     contexts, repeats = ctx.pick((256, 4096), (256, 512, 1024, 2048, 4096)), ctx.pick(3, 7)
     alike, stops, copies, recomputes = [], [], [], []

@@ -172,7 +172,7 @@ def live(ctx: Context) -> Iterator[Result]:
 
     why = missing()
     if why:
-        yield from (ctx.unmeasured(claim, why, "live") for claim in LIVE)
+        yield from ctx.all_unmeasured(LIVE, why, "live")
         return
     checkpoint = load(MODEL)
     values: dict[Claim, list[float]] = {claim: [] for claim in LIVE}

@@ -97,8 +97,7 @@ def run(ctx: Context) -> Iterator[Result]:
     yield from kernel(ctx)
     why = missing()
     if why:
-        for claim in SERVED:
-            yield ctx.unmeasured(claim, why, "live")
+        yield from ctx.all_unmeasured(SERVED, why, "live")
     else:
         yield from served(ctx)
     yield from cluster(ctx)
@@ -113,8 +112,7 @@ def kernel(ctx: Context) -> Iterator[Result]:
     try:
         library()
     except NoCompiler as error:
-        for claim in KERNEL:
-            yield ctx.unmeasured(claim, str(error), "live")
+        yield from ctx.all_unmeasured(KERNEL, str(error), "live")
         return
     values: dict[Claim, list[float]] = {claim: [] for claim in KERNEL}
     for seed in ctx.each("the kernel"):

@@ -86,8 +86,7 @@ def run(ctx: Context) -> Iterator[Result]:
     """Live first, each seed with adapters and requests of its own; then a sweep in virtual time."""
     why = missing()
     if why:
-        for claim in LIVE:
-            yield ctx.unmeasured(claim, why, "live")
+        yield from ctx.all_unmeasured(LIVE, why, "live")
     else:
         yield from live(ctx)
     yield from simulated(ctx)

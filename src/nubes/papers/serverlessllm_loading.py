@@ -33,8 +33,7 @@ def loading(ctx: Context, raw: Claim, torch_claim: Claim, safe: Claim, warm: Cla
         import safetensors.numpy
         import torch
     except ImportError as error:
-        for claim in claims:
-            yield ctx.unmeasured(claim, f"{error.name} is not installed", "live")
+        yield from ctx.all_unmeasured(claims, f"{error.name} is not installed", "live")
         return
     found: dict[Claim, list[float]] = {claim: [] for claim in claims}
     sizes = ""
@@ -162,8 +161,7 @@ def by_tokens(ctx: Context, same: Claim, bytes_claim: Claim, stop: Claim) -> Ite
     """A running request moves by its tokens, which the target computes while the source goes on."""
     why = missing()
     if why:
-        for claim in (same, bytes_claim, stop):
-            yield ctx.unmeasured(claim, why, "live")
+        yield from ctx.all_unmeasured((same, bytes_claim, stop), why, "live")
         return
     alike, shares, left = [], [], []
     for seed in ctx.each("requests that move by tokens"):

@@ -117,7 +117,7 @@ def distributed(ctx: Context) -> Iterator[Result]:
     try:
         model = step_model(TAB)
     except NotFound as error:
-        yield from (ctx.unmeasured(claim, str(error), "simulated") for claim in claims)
+        yield from ctx.all_unmeasured(claims, str(error), "simulated")
         return
     found = []
     for seed in ctx.each("batches of 1, 2 and 4"):

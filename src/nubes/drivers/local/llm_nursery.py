@@ -124,8 +124,7 @@ def _nurse(control: socket.socket, loaded: Loaded) -> None:
 def load(plan: Plan) -> Loaded:
     """Raises what loading the model raises."""
     from nubes.llm.checkpoint import load
-    from nubes.llm.engine.opening import Loaded, open_runtime
-    from nubes.llm.lora.store import Store
+    from nubes.llm.engine.opening import equipped, open_runtime
     from nubes.llm.runtime.native import NativeRuntime
 
     checkpoint = load(plan.model)
@@ -134,10 +133,7 @@ def load(plan: Plan) -> Loaded:
         runtime = NativeRuntime(checkpoint, plan.format, plan.blocks, threads=plan.threads)  # type: ignore[arg-type]
     else:
         runtime = open_runtime(checkpoint, plan.format, "cpu", plan.threads, plan.kv_bytes)
-    store = Store(runtime)
-    for name, folder in plan.adapters.items():
-        store.load(name, folder)
-    return Loaded(checkpoint, runtime, store)
+    return equipped(checkpoint, runtime, plan.adapters)
 
 
 def main() -> None:

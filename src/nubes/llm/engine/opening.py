@@ -93,13 +93,19 @@ class Loaded(NamedTuple):
 def load_model(spec: LLMSpec) -> Loaded:
     """What a declared LLM is served from. Raises `NotFound`, `UsageError`, `BrokenModel`."""
     from nubes.llm.checkpoint import load
-    from nubes.llm.lora.store import Store
 
     checkpoint = load(spec.model)
     threads = spec.threads or max(1, len(os.sched_getaffinity(0)) // spec.replicas)
     runtime = open_runtime(checkpoint, spec.format, spec.device, threads, spec.kv_memory_bytes)
+    return equipped(checkpoint, runtime, spec.adapters)
+
+
+def equipped(checkpoint: Checkpoint, runtime: Runtime, adapters: Mapping[str, str]) -> Loaded:
+    """With adapters from folders, by name. Raises `UsageError`, `NotFound`, `BrokenModel`."""
+    from nubes.llm.lora.store import Store
+
     store = Store(runtime)
-    for name, folder in spec.adapters.items():
+    for name, folder in adapters.items():
         store.load(name, folder)
     return Loaded(checkpoint, runtime, store)
 

@@ -1,16 +1,10 @@
-/* Attention of rows to a paged KV cache, a tile of rows and a chunk of KV at a time, with an online softmax.
-
-   A block holds, layer by layer, of floats: keys [kv_heads][head_dim][block_size] and values
-   [kv_heads][block_size][head_dim]. Of bytes, each token's of a head with a scale of its own: keys
-   [kv_heads][block_size / 16][head_dim / 4][16][4], + 128, values [kv_heads][block_size / 2][head_dim][2], then as floats
-   the scales of keys and those of values [kv_heads][block_size]. Keys lie across, so that a vector of scores needs no sum
-   over its lanes. */
+/* Attention of rows to a paged KV cache, a tile of rows and a chunk of KV at a time, with an online softmax. */
 #ifndef NUBES_ATTENTION_H
 #define NUBES_ATTENTION_H
 
-#include "kernels.h"
+#include "kv.h"
 
-enum { CHUNK = 64, QUERIES = 96, MAX_HEAD = 256, GROUP = 16, GROUPS = CHUNK / GROUP };
+enum { CHUNK = 64, QUERIES = 96, GROUPS = CHUNK / GROUP };
 
 /* Per thread. */
 typedef struct {
@@ -24,14 +18,6 @@ typedef struct {
     int32_t bias[QUERIES];
     int16_t p[QUERIES][CHUNK];
 } attention_scratch;
-
-/* One sequence's KV of a layer and head: its table of blocks, and where block 0 would have it. */
-typedef struct {
-    const int32_t *blocks;
-    const char *keys, *values, *key_scales, *value_scales;
-    long block_bytes;
-    int block_size, dim;
-} kv_view;
 
 /* What a row sees: slots below `visible`, and slot visible + b for each bit b of `extra`. */
 typedef struct {
