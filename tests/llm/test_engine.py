@@ -78,11 +78,14 @@ def test_who_leaves_frees_blocks_at_once() -> None:
             request = Request(
                 id="r", prompt=[1, 2, 3], sampling=Sampling(max_tokens=400, temperature=0, ignore_eos=True)
             )
+            made.runtime.running.clear()
+            made.runtime.ahead = 3  # steps before the engine waits for us, so that it cannot be done before we leave
             deltas = made.generate(request)
             await anext(deltas)
             await deltas.aclose()
             never = made.generate(request)  # nobody ever looks at it
             await never.aclose()
+            made.runtime.running.set()
             for _ in range(200):
                 if made.scheduler.idle and not made._jobs:
                     break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,11 @@ def following(tokens: Sequence[int]) -> int:
 
 
 class ToyRuntime:
-    """KV is the tokens themselves. `poison` makes a NaN wherever it is visible; `break_next` fails one step."""
+    """KV is the tokens themselves.
+
+    `poison` makes a NaN wherever it is visible; `break_next` fails one step; steps wait while `running` is not set,
+    but for the `ahead` next ones.
+    """
 
     shape = SHAPE
 
@@ -38,11 +43,17 @@ class ToyRuntime:
         self.slots, self.pages, self.dtype = self, self.kv, np.float32
         self.poison = poison
         self.break_next = False
+        self.running = threading.Event()
+        self.running.set()
+        self.ahead = 0
         self.steps = 0
         self.rows = 0
         self.copies = 0
 
     def step(self, tokens: Any, rows: Rows, outputs: Any, keep: Any = None) -> Any:
+        if self.ahead == 0:
+            assert self.running.wait(60), "nobody let the engine go on"
+        self.ahead = max(0, self.ahead - 1)
         if self.break_next:
             self.break_next = False
             raise MemoryError("as if")
