@@ -59,7 +59,7 @@ class Configuration(msgspec.Struct, frozen=True):
 
 def _show(field: str, value: str | float) -> str:
     if field == "machines":
-        return f"{value} machines"
+        return f"{value} machine{'s' if value != 1 else ''}"
     from nubes.kernel.units import show_bytes
 
     if isinstance(value, str):
