@@ -172,6 +172,13 @@ class Processes:
     def prune(self, command: e.PruneNode) -> None:
         self.parents.prune(command.node)
 
+    def drained(self, command: e.Drained) -> None:
+        """Nothing is to be done: this machine goes when the control plane does."""
+
+    def function_of(self, instance: int) -> str:
+        process = self.instances.get(instance)
+        return process.function if process else ""
+
     # -- what parents tell ---------------------------------------------------------------------------------------
 
     def parked(self, node: int, seconds: float, memory_bytes: int) -> None:
