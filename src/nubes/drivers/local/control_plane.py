@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import sys
 from collections import Counter
@@ -17,7 +16,9 @@ from nubes.drivers.local.environments import Environments
 from nubes.drivers.local.journal import Journal
 from nubes.drivers.local.limits import Limits
 from nubes.drivers.local.processes import Processes
+from nubes.drivers.local.secrets import Secrets
 from nubes.drivers.local.shared_folder import SharedFolder
+from nubes.drivers.local.state import open_state
 from nubes.drivers.local.stores import Stores
 from nubes.functions import events as e
 from nubes.functions.controller import Functions
@@ -42,17 +43,21 @@ class ControlPlane:
     folder."""
 
     def __init__(
-        self, folder: Path, policies: dict[str, str] | None = None, cpu: float = 0, memory_bytes: int = 0
-    ) -> None:
+        self, folder: Path, policies: dict[str, str] | None = None, cpu: float = 0, memory_bytes: int = 0,
+        database: str = "", objects: str = "",
+    ) -> None:  # fmt: skip
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.journal = Journal(folder)
-        for name in ("objects", "output", "secrets", "volumes", "environments"):
+        for name in ("objects", "output", "volumes", "environments"):
             (folder / name).mkdir(exist_ok=True, mode=0o700)
+        state = open_state(folder, database, objects)
+        self.objects = state.objects
+        self.journal = Journal(state)
         self.shared_folder = SharedFolder(self.log_id, folder)
         self.shared = self.shared_folder.path
         self.environments = Environments(folder / "environments")
-        self.stores = Stores(folder / "stores.sqlite")
+        self.stores = Stores(state.tables)
+        self.secrets = Secrets(state.secrets)
         self.policies = policies or {}
         self.cpu = cpu or float(len(os.sched_getaffinity(0)))
         self.memory_bytes = memory_bytes or int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.8)
@@ -86,7 +91,7 @@ class ControlPlane:
         self.limits = Limits(f"nubes-{self.log_id}")
         self.processes = Processes(
             loop, self.folder, self.shared, self.controller.specs, self.feed, self._instance_frame,
-            self.python, self.settings, self.limits, lambda: self.controller.tree.policy.prime,
+            self.python, self.settings, self.limits, lambda: self.controller.tree.policy.prime, self.objects,
         )  # fmt: skip
         self._do: dict[type[Any], Callable[[Any], None]] = {
             e.StartInstance: self.processes.start,
@@ -111,6 +116,7 @@ class ControlPlane:
         self.processes.close()
         self.environments.close()
         self.stores.close()
+        self.secrets.close()
         self.journal.close()
         self.let_go()
 
@@ -150,7 +156,7 @@ class ControlPlane:
     def submit(self, event: e.Submitted, data: bytes, sink: Sink | None) -> None:
         """A call from outside; `sink` gets what becomes of it. Raises `Unavailable` if it cannot be kept as asked."""
         if event.keep and self.journal.full:
-            raise Unavailable(self.journal.full, "Free some space; the call was not accepted.")
+            raise Unavailable(self.journal.full, "The call was not accepted.")
         if sink is not None:
             self.sinks[event.call] = sink
         if not event.keep:
@@ -247,7 +253,7 @@ class ControlPlane:
     def deploy(self, app: str, specs: tuple[FunctionSpec, ...], ephemeral: bool) -> int:
         """Puts an app's functions in place and returns its version."""
         if self.journal.full:
-            raise Unavailable(self.journal.full, "Free some space; nothing was deployed.")
+            raise Unavailable(self.journal.full, "Nothing was deployed.")
         for spec in specs:
             if not spec.name.startswith(f"{app}/"):
                 raise UsageError(f"Function {spec.name!r} is not of app {app!r}.")
@@ -275,9 +281,7 @@ class ControlPlane:
             "NUBES_FUNCTION": spec.name,
         }
         for secret in spec.secrets:
-            path = self.folder / "secrets" / f"{secret}.json"
-            if path.exists():
-                env.update(json.loads(path.read_text()))
+            env.update(self.secrets.values(secret))
         volumes = {}
         for where, name in spec.volumes.items():
             source = self.folder / "volumes" / name
