@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS writer (
-    only boolean PRIMARY KEY DEFAULT true CHECK (only), cloud text NOT NULL DEFAULT gen_random_uuid()::text,
+    one boolean PRIMARY KEY DEFAULT true CHECK (one), cloud text NOT NULL DEFAULT gen_random_uuid()::text,
     epoch bigint NOT NULL DEFAULT 0, next bigint NOT NULL DEFAULT 0, holder text NOT NULL DEFAULT '');
 CREATE TABLE IF NOT EXISTS log (number bigint PRIMARY KEY, body bytea NOT NULL);
 CREATE TABLE IF NOT EXISTS snapshots (count bigint PRIMARY KEY, state bytea NOT NULL);
