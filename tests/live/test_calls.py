@@ -26,6 +26,8 @@ from nubes.functions import events as e
 from nubes.kernel.log import read
 from nubes.kernel.message import Codec
 
+STATES = ("folder", "servers")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def running(plane: Path) -> Iterator[None]:

@@ -39,6 +39,12 @@ def up(
     memory: Annotated[
         str | None, typer.Option(help='Memory to give out, e.g. "8GiB".', show_default="most of it")
     ] = None,
+    database: Annotated[
+        str | None, typer.Option(help="postgresql://... for log, dicts, queues, secrets.", show_default="the folder")
+    ] = None,
+    objects: Annotated[
+        str | None, typer.Option(help="s3://bucket/prefix for large data.", show_default="the folder")
+    ] = None,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Run in the background.")] = False,
     json: Json = False,
     ready_fd: Annotated[int, typer.Option(hidden=True)] = -1,
@@ -54,6 +60,8 @@ def up(
         placement=placement,
         cpu=cpu,
         memory=memory,
+        database=database,
+        objects=objects,
     )
     policies = {seam: values[seam].value for seam in config.POLICIES if values[seam].value}
     from nubes.kernel.policy import make
@@ -84,6 +92,8 @@ def _serve(values: dict[str, config.Value], policies: dict[str, str], json: bool
         policies,
         cpu=values["cpu"].value,
         memory_bytes=size_bytes(memory) if memory else 0,
+        database=values["database"].value,
+        objects=values["objects"].value,
         ready_fd=ready_fd,
         also=gateway,
     )
@@ -115,13 +125,16 @@ def _announce(plane: ControlPlane, url: str, json: bool) -> None:
         output.as_json_line({
             "version": __version__, "pid": os.getpid(), "url": url, "token_file": str(token), "data": str(plane.folder),
             "limits": plane.limits.kind, "limits_about": plane.limits.describe(), "cpu": controller.cpu,
-            "memory_bytes": controller.memory_bytes, "policies": policies,
+            "memory_bytes": controller.memory_bytes, "policies": policies, "log": plane.journal.where,
+            "objects": plane.objects,
         })  # fmt: skip
     else:
         rows = (
             ("gateway", f"{url}  (try {url}/docs)"),
             ("token", str(token)),
             ("data", str(plane.folder)),
+            *([("log", plane.journal.where)] if plane.journal.where != str(plane.folder) else []),
+            *([("objects", plane.objects)] if plane.objects != str(plane.folder / "objects") else []),
             ("capacity", f"{controller.cpu:g} CPU, {show_bytes(controller.memory_bytes)} of memory"),
             ("limits", plane.limits.describe()),
             ("policies", ", ".join(f"{seam} {text}" for seam, text in policies.items())),

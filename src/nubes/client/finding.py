@@ -93,6 +93,7 @@ def _start_embedded(folder: Path) -> None:
             stdin=subprocess.DEVNULL,
             stderr=complaints,
             start_new_session=True,
+            env={**os.environ, **{config.variable(name): settings[name].value for name in ("database", "objects")}},
         )
         os.close(watch_reading)
         os.close(ready_writing)

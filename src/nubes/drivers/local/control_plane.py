@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import sys
 from collections import Counter
@@ -15,7 +14,9 @@ from nubes.drivers.local.journal import Journal
 from nubes.drivers.local.limits import Limits
 from nubes.drivers.local.plane import Plane
 from nubes.drivers.local.processes import Processes
+from nubes.drivers.local.secrets import Secrets
 from nubes.drivers.local.shared_folder import SharedFolder
+from nubes.drivers.local.state import open_state
 from nubes.drivers.local.stores import Stores
 from nubes.functions import events as e
 from nubes.functions.deployments import verify
@@ -29,17 +30,21 @@ class ControlPlane(Plane):
     folder."""
 
     def __init__(
-        self, folder: Path, policies: dict[str, str] | None = None, cpu: float = 0, memory_bytes: int = 0
-    ) -> None:
+        self, folder: Path, policies: dict[str, str] | None = None, cpu: float = 0, memory_bytes: int = 0,
+        database: str = "", objects: str = "",
+    ) -> None:  # fmt: skip
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        super().__init__(Journal(folder))
-        for name in ("objects", "output", "secrets", "volumes", "environments"):
+        for name in ("objects", "output", "volumes", "environments"):
             (folder / name).mkdir(exist_ok=True, mode=0o700)
+        state = open_state(folder, database, objects)
+        self.objects = state.objects
+        super().__init__(Journal(state))
         self.shared_folder = SharedFolder(self.log_id, folder)
         self.shared = self.shared_folder.path
         self.environments = Environments(folder / "environments")
-        self.stores = Stores(folder / "stores.sqlite")
+        self.stores = Stores(state.tables)
+        self.secrets = Secrets(state.secrets)
         self.policies = policies or {}
         self.cpu = cpu or float(len(os.sched_getaffinity(0)))
         self.memory_bytes = memory_bytes or int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.8)
@@ -59,7 +64,7 @@ class ControlPlane(Plane):
         self.limits = Limits(f"nubes-{self.log_id}")
         self.processes = Processes(
             loop, self.folder, self.shared, self.controller.specs, self.feed, self.instance_frame,
-            self.python, self.settings, self.limits, lambda: self.controller.tree.policy.prime,
+            self.python, self.settings, self.limits, lambda: self.controller.tree.policy.prime, self.objects,
         )  # fmt: skip
         self.started_s = self.clock()
         self.begin(self.processes, self.policies, e.MachineReady(self.cpu, self.memory_bytes))
@@ -68,6 +73,7 @@ class ControlPlane(Plane):
         self.processes.close()
         self.environments.close()
         self.stores.close()
+        self.secrets.close()
         self.journal.close()
         self.let_go()
 
@@ -81,7 +87,7 @@ class ControlPlane(Plane):
     def deploy(self, app: str, specs: tuple[FunctionSpec, ...], ephemeral: bool) -> int:
         """Puts an app's functions in place and returns its version."""
         if self.journal.full:
-            raise Unavailable(self.journal.full, "Free some space; nothing was deployed.")
+            raise Unavailable(self.journal.full, "Nothing was deployed.")
         for spec in specs:
             if not spec.name.startswith(f"{app}/"):
                 raise UsageError(f"Function {spec.name!r} is not of app {app!r}.")
@@ -109,9 +115,7 @@ class ControlPlane(Plane):
             "NUBES_FUNCTION": spec.name,
         }
         for secret in spec.secrets:
-            path = self.folder / "secrets" / f"{secret}.json"
-            if path.exists():
-                env.update(json.loads(path.read_text()))
+            env.update(self.secrets.values(secret))
         volumes = {}
         for where, name in spec.volumes.items():
             source = self.folder / "volumes" / name

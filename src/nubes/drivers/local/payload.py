@@ -1,9 +1,8 @@
 """Arguments and results as bytes. Large buffers (NumPy, Arrow, bytes) go through shared memory, copied once.
 
 A payload starts with a letter: `P` a pickle; `S` a pickle whose buffers lie in a segment, a file in /dev/shm or, for
-what must survive
-a crash, in the data folder. A reader maps the segment privately: its arrays are writable and nobody else sees the
-writes.
+what must survive a crash, an object: a file, or in an object store. A reader maps a file privately, and fetches what
+is in a store: its arrays are writable and nobody else sees the writes.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from typing import Any
 
 import cloudpickle
 import msgspec
+
+from nubes.drivers.local import objects
 
 INLINE_BYTES = 64 << 10  # buffers below this travel within the pickle
 _ALIGN = 64
@@ -36,7 +37,7 @@ _decode = msgspec.msgpack.Decoder(_Header).decode
 
 
 class Segments:
-    """Where a process puts its large buffers. With `durable`, segments are files that a crash does not take.
+    """Where a process puts its large buffers. With `durable`, a crash does not take them: `folder` may be a URL then.
 
     Segments that nobody reads any more come back through `recycle` and are used again: their pages are there already.
     """
@@ -56,7 +57,7 @@ class Segments:
             spans.append((size, buffer.nbytes))
             size += -(-buffer.nbytes // _ALIGN) * _ALIGN
         if self.durable:
-            return self._put_file(buffers, spans), spans
+            return self._put_object(buffers, spans), spans
         path, room, mapped = self._take(size)
         for (start, length), buffer in zip(spans, buffers, strict=True):
             mapped[start : start + length] = buffer
@@ -64,8 +65,11 @@ class Segments:
             self._used[path] = (room, mapped)
         return path, spans
 
-    def _put_file(self, buffers: list[memoryview], spans: list[tuple[int, int]]) -> str:
-        path = f"{self.folder}/seg-{os.getpid()}-{next(_names)}-{os.urandom(4).hex()}"
+    def _put_object(self, buffers: list[memoryview], spans: list[tuple[int, int]]) -> str:
+        path = f"{self.folder}/{objects.PREFIX}{os.getpid()}-{next(_names)}-{os.urandom(8).hex()}"
+        if objects.is_url(path):
+            objects.put(path, buffers, spans)
+            return path
         with open(path, "wb", buffering=0) as file:
             for (start, _), buffer in zip(spans, buffers, strict=True):
                 file.seek(start)
@@ -210,6 +214,9 @@ def load_mapped(payload: bytes, unpickle: Callable[..., Any] = pickle.loads) -> 
     if payload[:1] == b"P":
         return unpickle(memoryview(payload)[1:]), None
     header = _decode(memoryview(payload)[1:])
+    if objects.is_url(header.segment):
+        fetched = memoryview(objects.get(header.segment))
+        return unpickle(header.pickled, buffers=[fetched[start : start + size] for start, size in header.spans]), None
     fd = os.open(header.segment, os.O_RDONLY)
     try:
         mapped = mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
@@ -225,6 +232,11 @@ def load_mapped(payload: bytes, unpickle: Callable[..., Any] = pickle.loads) -> 
 def segment_of(payload: bytes) -> str:
     """The path of the segment a payload refers to; empty if none."""
     return _decode(memoryview(payload)[1:]).segment if payload[:1] == b"S" else ""
+
+
+def is_object(path: str) -> bool:
+    """Whether a segment is kept for others to read, too: its reader does not remove it."""
+    return path.rpartition("/")[2].startswith(objects.PREFIX)
 
 
 def clean(folder: Path, pid: int | None = None) -> None:

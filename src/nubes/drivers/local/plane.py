@@ -120,7 +120,7 @@ class Plane:
     def submit(self, event: e.Submitted, data: bytes, sink: Sink | None) -> None:
         """A call from outside; `sink` gets what becomes of it. Raises `Unavailable` if it cannot be kept as asked."""
         if event.keep and self.journal.full:
-            raise Unavailable(self.journal.full, "Free some space; the call was not accepted.")
+            raise Unavailable(self.journal.full, "The call was not accepted.")
         if sink is not None:
             self.sinks[event.call] = sink
         if not event.keep:

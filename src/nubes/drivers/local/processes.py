@@ -83,10 +83,11 @@ class Processes:
         settings: Callable[[FunctionSpec], tuple[dict[str, str], dict[str, str]]],
         limits: Limits,
         prime: Callable[[], bool],
+        objects: str,
     ) -> None:
         self.loop = loop
         self._shared = str(shared)  # as text: paths are put together at every start
-        self._objects = str(folder / "objects")
+        self._objects = objects
         self._output = str(folder / "output")
         self.specs = specs
         self.report = report

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from nubes.drivers.local.sessions import listen
 from nubes.kernel.errors import NubesError
 
 
-def run(folder: Path, policies: dict[str, str], *, cpu: float = 0, memory_bytes: int = 0, watch_fd: int = -1,
-        ready_fd: int = -1, also: Callable[[ControlPlane], Any] | None = None) -> None:  # fmt: skip
+def run(folder: Path, policies: dict[str, str], *, cpu: float = 0, memory_bytes: int = 0, database: str = "",
+        objects: str = "", watch_fd: int = -1, ready_fd: int = -1,
+        also: Callable[[ControlPlane], Any] | None = None) -> None:  # fmt: skip
     """Serves until told to stop by SIGTERM or SIGINT, or, embedded, until `watch_fd` closes. `also` starts beside
     it."""
+    os.environ.pop("NUBES_DATABASE", None)  # its password is not for the functions that run below this process
     try:
         import uvloop
 
@@ -28,20 +31,22 @@ def run(folder: Path, policies: dict[str, str], *, cpu: float = 0, memory_bytes:
     except ImportError:  # not on every platform
         runner = asyncio.Runner()
     with runner:
-        runner.run(_serve(folder, policies, cpu, memory_bytes, watch_fd, ready_fd, also))
+        plane = partial(ControlPlane, folder, policies, cpu, memory_bytes, database, objects)
+        runner.run(_serve(plane, watch_fd, ready_fd, also))
 
 
-async def _serve(folder: Path, policies: dict[str, str], cpu: float, memory_bytes: int, watch_fd: int, ready_fd: int,
-                 also: Callable[[ControlPlane], Any] | None) -> None:  # fmt: skip
+async def _serve(
+    make: Callable[[], ControlPlane], watch_fd: int, ready_fd: int, also: Callable[[ControlPlane], Any] | None
+) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    plane = ControlPlane(folder, policies, cpu, memory_bytes)
+    plane = make()
     try:
         plane.start(loop)
     except BaseException:
         plane.let_go()
         raise
-    printed = LogStore(folder / "logs", loop, plane.clock)
+    printed = LogStore(plane.folder / "logs", loop, plane.clock)
     plane.prints = printed.add
     listener = listen(plane, stop)
     for finding in plane.journal.log.findings:
@@ -62,18 +67,19 @@ async def _serve(folder: Path, policies: dict[str, str], cpu: float, memory_byte
         if companion is not None:
             await companion.close()
         listener.close()
-        (folder / "socket").unlink(missing_ok=True)
+        (plane.folder / "socket").unlink(missing_ok=True)
         plane.close()
         printed.close()
 
 
 def main() -> None:
     """`python -m nubes.drivers.local.server FOLDER WATCH_FD READY_FD [SEAM=POLICY ...]`: an embedded control
-    plane."""
+    plane, its state where NUBES_DATABASE and NUBES_OBJECTS say."""
     folder, watch_fd, ready_fd = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     policies = dict(pair.split("=", 1) for pair in sys.argv[4:])
     try:
-        run(folder, policies, watch_fd=watch_fd, ready_fd=ready_fd)
+        database, objects = os.environ.get("NUBES_DATABASE", ""), os.environ.get("NUBES_OBJECTS", "")
+        run(folder, policies, database=database, objects=objects, watch_fd=watch_fd, ready_fd=ready_fd)
     except NubesError as error:
         print(str(error), file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

@@ -91,8 +91,8 @@ class Session:
     def result(self, call: int, status: str, reason: str, output: bytes, released: bool = False) -> None:
         self.calls.discard(call)
         self.watched.discard(call)
-        if self.peer.closed and output[:1] == b"S":
-            payload.discard(payload.segment_of(output))
+        if self.peer.closed and output[:1] == b"S" and not payload.is_object(segment := payload.segment_of(output)):
+            payload.discard(segment)
         self._send(wire.pack(wire.RESULT, call, status, reason, output, released))
 
     def item(self, call: int, output: bytes) -> None:
@@ -122,7 +122,9 @@ class Session:
             if frame[1] in self.tasks:
                 self.tasks[frame[1]].cancel()
         elif kind == wire.HELLO:
-            self._send(wire.pack(wire.WELCOME, PROTOCOL, str(self.plane.shared), str(self.plane.folder), os.getpid()))
+            plane = self.plane
+            about = PROTOCOL, str(plane.shared), str(plane.folder), os.getpid(), plane.objects
+            self._send(wire.pack(wire.WELCOME, *about))
 
     def _call(
         self, call: int, function: str, method: str, variant: str, keep: bool, key: str, route: list[str], data: bytes
@@ -146,7 +148,7 @@ class Session:
     def _not_kept(self, call: int, why: str) -> None:
         """The call could not be written down: it is withdrawn, and the client told that it was not accepted."""
         self.plane.feed(e.Cancelled(call, True))
-        self.result(call, FAILED, f"unavailable: {why} Free some space; the call was not accepted.", b"")
+        self.result(call, FAILED, f"unavailable: {why} The call was not accepted.", b"")
 
     def _fetch(self, call: int, wait: bool) -> None:
         controller = self.plane.controller
