@@ -52,6 +52,9 @@ SETTINGS = (
     Setting("cpu", float, 0.0, "CPU cores to give out; 0: all there are"),
     Setting("database", str, "", "postgresql://... for the log, dicts, queues and secrets; empty: the data folder"),
     Setting("objects", str, "", "s3://bucket/prefix for large arguments and results; empty: the data folder"),
+    Setting("on", str, "local", "whose machines it runs on: local or ray"),
+    Setting("address", str, "", "Ray's address; empty: a new Ray on this machine"),
+    Setting("agents", str, "", "HOST:PORT where agents of other machines may join; empty: nowhere"),
     Setting("memory", str, "", 'memory to give out, e.g. "8GiB"; empty: most of what there is'),
 )
 POLICIES = ("keep-alive", "queueing", "cold-start", "placement")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,13 @@ def up(
     objects: Annotated[
         str | None, typer.Option(help="s3://bucket/prefix for large data.", show_default="the folder")
     ] = None,
+    on: Annotated[str | None, typer.Option(help="local or ray: whose machines.", show_default="local")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray's address; a new local Ray if not named.", show_default=False)
+    ] = None,
+    agents: Annotated[
+        str | None, typer.Option(help="HOST:PORT where machines may `nubes join`.", show_default="nowhere")
+    ] = None,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Run in the background.")] = False,
     json: Json = False,
     ready_fd: Annotated[int, typer.Option(hidden=True)] = -1,
@@ -62,6 +70,9 @@ def up(
         memory=memory,
         database=database,
         objects=objects,
+        on=on,
+        address=address,
+        agents=agents,
     )
     policies = {seam: values[seam].value for seam in config.POLICIES if values[seam].value}
     from nubes.kernel.policy import make
@@ -87,16 +98,12 @@ def _serve(values: dict[str, config.Value], policies: dict[str, str], json: bool
         _announce(plane, started.url, json)
         return started
 
-    server.run(
-        folder,
-        policies,
-        cpu=values["cpu"].value,
-        memory_bytes=size_bytes(memory) if memory else 0,
-        database=values["database"].value,
-        objects=values["objects"].value,
-        ready_fd=ready_fd,
-        also=gateway,
-    )
+    make, beside = server.machines(values["on"].value, values["address"].value)
+    plane = partial(
+        make, folder, policies, values["cpu"].value, size_bytes(memory) if memory else 0,
+        **{name: values[name].value for name in ("database", "objects", "agents")},
+    )  # fmt: skip
+    server.run(plane, *beside, gateway, ready_fd=ready_fd)
 
 
 def _bind(folder: Path, host: str, port: int) -> socket.socket:

@@ -102,6 +102,18 @@ async def store(session: Session, args: dict[str, Any]) -> Any:
 
 
 @ask
+async def drain(session: Session, args: dict[str, Any]) -> dict[str, Any]:
+    controller, id = session.plane.controller, args["machine"]
+    m = controller.machines.get(id)
+    if m is None:
+        known = ", ".join(map(str, controller.machines)) or "none"
+        raise NotFound(f"There is no machine {id}.", f"There are: {known}.")
+    undo = e.MachineReady(m.cpu, int(m.memory_bytes), m.id, m.zone)
+    session.plane.feed(undo if args["undo"] else e.MachineDraining(id))
+    return {"machine": id, "draining": not args["undo"]}
+
+
+@ask
 async def hold(session: Session, args: dict[str, Any]) -> None:
     """Makes a dict or queue that is gone when this connection is."""
     stores = session.plane.stores

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
+import socket
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from nubes.drivers.local import machine, wire
 from nubes.drivers.local.environments import Environments
 from nubes.drivers.local.journal import Journal
 from nubes.drivers.local.limits import Limits
-from nubes.drivers.local.plane import Plane
+from nubes.drivers.local.payload import Segments
+from nubes.drivers.local.plane import Hands, Plane
 from nubes.drivers.local.processes import Processes
 from nubes.drivers.local.secrets import Secrets
 from nubes.drivers.local.shared_folder import SharedFolder
 from nubes.drivers.local.state import open_state
 from nubes.drivers.local.stores import Stores
+from nubes.drivers.local.token import token_of
+from nubes.drivers.remote.agents import Agents
+from nubes.drivers.remote.carrying import Carrier
+from nubes.drivers.remote.listener import Listener, bind
+from nubes.drivers.remote.messages import AGENT, JOINED, Surroundings
 from nubes.functions import events as e
 from nubes.functions.deployments import verify
 from nubes.functions.spec import FunctionSpec
@@ -31,8 +40,9 @@ class ControlPlane(Plane):
 
     def __init__(
         self, folder: Path, policies: dict[str, str] | None = None, cpu: float = 0, memory_bytes: int = 0,
-        database: str = "", objects: str = "",
+        database: str = "", objects: str = "", agents: str = "", here: bool = True, carrier: Carrier | None = None,
     ) -> None:  # fmt: skip
+        """`agents`: HOST:PORT where other machines may join; `here`: whether this one runs instances, too."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name in ("objects", "output", "volumes", "environments"):
@@ -46,9 +56,17 @@ class ControlPlane(Plane):
         self.stores = Stores(state.tables)
         self.secrets = Secrets(state.secrets)
         self.policies = policies or {}
-        self.cpu = cpu or float(len(os.sched_getaffinity(0)))
-        self.memory_bytes = memory_bytes or int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.8)
+        own_cpu, own_memory = machine.here()
+        self.cpu = cpu or own_cpu
+        self.memory_bytes = memory_bytes or own_memory
         self.socket = str(folder / "socket")
+        self.address = agents
+        self.here = here
+        self.carrier = carrier
+        self.durable = Segments(self.objects, durable=True)
+        self.agents: Agents | None = None
+        self.listener: Listener | None = None
+        self.visitors: Callable[[socket.socket], Any] = lambda sock: sock.close()  # clients on other machines
         self.clients: Counter[int] = Counter()  # process -> its connections
         self.started_s = 0.0
 
@@ -67,9 +85,32 @@ class ControlPlane(Plane):
             self.python, self.settings, self.limits, lambda: self.controller.tree.policy.prime, self.objects,
         )  # fmt: skip
         self.started_s = self.clock()
-        self.begin(self.processes, self.policies, e.MachineReady(self.cpu, self.memory_bytes))
+        hands: Hands = self.processes
+        if self.address:
+            prime = lambda: self.controller.tree.policy.prime  # noqa: E731
+            local = self.processes if self.here else None
+            segments = Segments(str(self.shared), keep=False)
+            self.agents = hands = Agents(
+                loop, self.feed, self.instance_frame, self.around, prime, segments, self.durable, local, self.carrier
+            )
+            self.listener = Listener(loop, bind(self.address), token_of(self.folder), self._welcome)
+            (self.folder / "agents").write_text(f"{self.listener.port}\n")  # for those who let the system choose
+        own = e.MachineReady(self.cpu, self.memory_bytes) if self.here else e.MachineLost(0, "it runs no instances")
+        self.begin(hands, self.policies, own)
+
+    def _welcome(self, kind: str, about: bytes, sock: socket.socket) -> None:
+        """Somebody on another machine showed that it knows the token."""
+        if kind == AGENT and self.agents is not None:
+            self.agents.join(about, sock)
+        else:
+            sock.send(wire.pack(JOINED, 0))
+            self.visitors(sock)
 
     def close(self) -> None:
+        if self.listener is not None:
+            self.listener.close()
+        if self.agents is not None:
+            self.agents.close()
         self.processes.close()
         self.environments.close()
         self.stores.close()
@@ -106,6 +147,14 @@ class ControlPlane(Plane):
         if path is None:
             raise Unavailable(f"Environment {environment} has not been built.", "Deploy the app again.")
         return str(path)
+
+    def around(self, function: str, environment: str) -> Surroundings | None:
+        """What another machine needs to start a function, or a parent without one; None if it is gone."""
+        spec = self.controller.specs.get(function) if function else FunctionSpec(name="", environment=environment)
+        if spec is None:
+            return None
+        env, volumes = self.settings(spec) if function else ({}, {})
+        return Surroundings(spec, env, volumes, self.python(spec.environment))
 
     def settings(self, spec: FunctionSpec) -> tuple[dict[str, str], dict[str, str]]:
         """What an instance of `spec` finds around it: variables with its secrets, and volumes."""

@@ -2,7 +2,8 @@
 
 A payload starts with a letter: `P` a pickle; `S` a pickle whose buffers lie in a segment, a file in /dev/shm or, for
 what must survive a crash, an object: a file, or in an object store. A reader maps a file privately, and fetches what
-is in a store: its arrays are writable and nobody else sees the writes.
+is in a store: its arrays are writable and nobody else sees the writes. `B` is an `S` on its way to another machine,
+with its buffers in it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class _Header(msgspec.Struct, array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Header).decode
+_decode_carried = msgspec.msgpack.Decoder(tuple[bytes, bytes]).decode  # (header, content of the segment)
 
 
 class Segments:
@@ -213,6 +215,10 @@ def load_mapped(payload: bytes, unpickle: Callable[..., Any] = pickle.loads) -> 
     """The value, and the private mapping its buffers lie in (None if they do not). `unpickle` may be a stricter one."""
     if payload[:1] == b"P":
         return unpickle(memoryview(payload)[1:]), None
+    if payload[:1] == b"B":
+        about, content = _decode_carried(memoryview(payload)[1:])
+        header, fetched = _decode(about), memoryview(bytearray(content))
+        return unpickle(header.pickled, buffers=[fetched[start : start + size] for start, size in header.spans]), None
     header = _decode(memoryview(payload)[1:])
     if objects.is_url(header.segment):
         fetched = memoryview(objects.get(header.segment))
@@ -232,6 +238,33 @@ def load_mapped(payload: bytes, unpickle: Callable[..., Any] = pickle.loads) -> 
 def segment_of(payload: bytes) -> str:
     """The path of the segment a payload refers to; empty if none."""
     return _decode(memoryview(payload)[1:]).segment if payload[:1] == b"S" else ""
+
+
+def carried(payload: bytes) -> bytes:
+    """The payload as it can go to another machine. Its segment goes, unless it is kept for others to read, too."""
+    path = segment_of(payload)
+    if not path or objects.is_url(path):
+        return payload
+    with open(path, "rb") as file:
+        content = file.read()
+    if not is_object(path):
+        discard(path)
+    return b"B" + _encode((payload[1:], content))
+
+
+def landed(payload: bytes, segments: Segments) -> bytes:
+    """A payload that came from another machine, with its buffers in a segment of this one."""
+    if payload[:1] != b"B":
+        return payload
+    about, content = _decode_carried(memoryview(payload)[1:])
+    return placed(about, memoryview(content), segments)
+
+
+def placed(about: bytes, content: memoryview, segments: Segments) -> bytes:
+    """A payload whose header and whose segment's content came from another machine."""
+    header = _decode(about)
+    path, spans = segments.put([content[start : start + size] for start, size in header.spans])
+    return b"S" + _encode(_Header(path, spans, header.pickled))
 
 
 def is_object(path: str) -> bool:
