@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,6 +135,22 @@ class Postgres:
         self.process.wait(timeout=20)
         self._log.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def ray_cluster(nodes: int, cpus: int = 2) -> Iterator[Any]:
+    """Ray's own cluster of several nodes on one machine; `add_node` and `remove_node` change it."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    size = {"num_cpus": cpus, "object_store_memory": 200 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    try:
+        for _ in range(nodes - 1):
+            cluster.add_node(**size)
+        yield cluster
+    finally:
+        cluster.shutdown()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from backends import Postgres, object_store
+from backends import Postgres, object_store, ray_cluster
 
 _numbers = itertools.count()
 
@@ -40,11 +40,22 @@ def s3() -> Iterator[dict[str, str]]:
         yield variables
 
 
+@pytest.fixture(scope="session")
+def ray() -> Iterator[str]:
+    """The address of a Ray cluster of two nodes, all of them on this machine."""
+    with ray_cluster(2) as cluster:
+        yield cluster.address
+
+
 @pytest.fixture(scope="module")
 def state(request: pytest.FixtureRequest) -> Callable[[], dict[str, str]]:
     """Gives the variables of a new control plane: a database and a prefix in the object store, or nothing."""
-    if getattr(request, "param", "folder") == "folder":
+    kind = getattr(request, "param", "folder")
+    if kind == "folder":
         return lambda: {"NUBES_DATABASE": "", "NUBES_OBJECTS": ""}
+    if kind == "ray":
+        address: str = request.getfixturevalue("ray")
+        return lambda: {"NUBES_ON": "ray", "NUBES_ADDRESS": address}
     server: Postgres = request.getfixturevalue("postgres")
     keys: dict[str, str] = request.getfixturevalue("s3")
     return lambda: {"NUBES_DATABASE": server.new(), "NUBES_OBJECTS": f"s3://nubes/{next(_numbers)}", **keys}

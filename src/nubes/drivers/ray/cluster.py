@@ -26,6 +26,7 @@ class Node(msgspec.Struct, frozen=True):
     """A node as Ray describes it."""
 
     id: str
+    name: str  # the part of its id that people get to see
     address: str
     cpu: float
     memory_bytes: int
@@ -42,7 +43,7 @@ class Cluster:
             raise UsageError("Ray is not installed.", "Run `pip install 'nubes[ray]'`.") from None
         self._ray: Any = ray
         self._address = address
-        self._agents: dict[str, Any] = {}  # actors, by node
+        self._agents: dict[str, Any] = {}  # actors, by the names of nodes
         self._draining: set[str] = set()
         self._watching: asyncio.Task[None] | None = None
         self._plane: ControlPlane
@@ -119,21 +120,21 @@ class Cluster:
         nodes = await asyncio.get_running_loop().run_in_executor(None, self._nodes)
         members = self._plane.agents
         assert members is not None
-        for id in [id for id in self._agents if id not in nodes]:
-            del self._agents[id]
-            member = members.named(id)
+        for name in [name for name in self._agents if name not in nodes]:
+            del self._agents[name]
+            member = members.named(name)
             if member is not None:
                 members.lost(member.machine, "Ray lost the node")
         for node in nodes.values():
-            if node.id not in self._agents and not node.draining:
-                self._agents[node.id] = self._host(node)
-            member = members.named(node.id)
-            if member is not None and node.draining and node.id not in self._draining:
-                self._draining.add(node.id)
+            if node.name not in self._agents and not node.draining:
+                self._agents[node.name] = self._host(node)
+            member = members.named(node.name)
+            if member is not None and node.draining and node.name not in self._draining:
+                self._draining.add(node.name)
                 self._plane.feed(e.MachineDraining(member.machine))
 
     def _nodes(self) -> dict[str, Node]:
-        """The nodes that are alive, by id."""
+        """The nodes that are alive, by name."""
         from ray._private.state import state
 
         draining = state.get_draining_nodes()
@@ -141,9 +142,11 @@ class Cluster:
         for node in self._ray.nodes():
             resources = node["Resources"]
             if node["Alive"] and resources.get("CPU", 0) > 0:
-                id = node["NodeID"][:16]
+                id = node["NodeID"]
                 memory_bytes = int(resources.get("memory", 1 << 30))
-                found[id] = Node(id, node["NodeManagerAddress"], resources["CPU"], memory_bytes, id in draining)
+                found[id[:12]] = Node(
+                    id, id[:12], node["NodeManagerAddress"], resources["CPU"], memory_bytes, id in draining
+                )
         return found
 
     def _host(self, node: Node) -> Any:
@@ -152,8 +155,8 @@ class Cluster:
 
         plane = self._plane
         assert plane.listener is not None
-        folder = Path(tempfile.gettempdir()) / f"nubes-agent-{os.getuid()}-{plane.log_id}-{node.id[:12]}"
-        about = About(0, node.id, node.cpu, node.memory_bytes, node.address)
+        folder = Path(tempfile.gettempdir()) / f"nubes-agent-{os.getuid()}-{plane.log_id}-{node.name}"
+        about = About(0, node.name, node.cpu, node.memory_bytes, node.address)
         host = plane.address.rpartition(":")[0]
         actor = self._ray.remote(Host).options(
             num_cpus=node.cpu, max_restarts=-1, max_concurrency=16,
