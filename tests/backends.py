@@ -66,7 +66,13 @@ class Postgres:
     def _run(self, program: str, *words: str) -> None:
         command = [str(self._programs / program), *words]
         done = subprocess.run(
-            command, cwd=self._folder, user=self._user, env=self._environment(), capture_output=True, text=True, check=False
+            command,
+            cwd=self._folder,
+            user=self._user,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             pytest.skip(f"no PostgreSQL here: {program} says {done.stderr.strip()[-300:]}")
@@ -78,8 +84,14 @@ class Postgres:
         self._log = open(self._folder / "complaints", "ab")
         command = [str(self._programs / "postgres"), "-D", "data", "-k", str(self._folder), "-p", str(self.port)]
         command += ["-c", "listen_addresses=127.0.0.1", "-c", "max_connections=50", "-c", "shared_buffers=16MB"]
+        command += ["-c", "fsync=off"]  # processes are killed here, not machines
         self.process = subprocess.Popen(
-            command, cwd=self._folder, user=self._user, env=self._environment(), stderr=self._log, start_new_session=True
+            command,
+            cwd=self._folder,
+            user=self._user,
+            env=self._environment(),
+            stderr=self._log,
+            start_new_session=True,
         )
         until(self._answers)
 
@@ -96,7 +108,9 @@ class Postgres:
     def kill(self) -> None:
         """`kill -9` of the server and all its processes."""
         os.killpg(self.process.pid, signal.SIGKILL)
-        for line in subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False).stdout.split():
+        for line in subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
+        ).stdout.split():
             os.kill(int(line), signal.SIGKILL)
         self.process.wait()
         self._log.close()
@@ -117,7 +131,7 @@ class Postgres:
             db.execute(statement)
 
     def close(self) -> None:
-        self.process.send_signal(signal.SIGINT)  # does not wait for connections
+        self.process.send_signal(signal.SIGQUIT)  # its data is not needed any more
         self.process.wait(timeout=20)
         self._log.close()
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -12,7 +12,6 @@ from real import script, started
 
 import nubes
 
-
 STATES = ("folder", "servers")
 
 

@@ -46,7 +46,7 @@ CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value text NOT NULL, 
 INSERT INTO writer DEFAULT VALUES ON CONFLICT DO NOTHING;
 """
 _LOCK = (0x6E75, 0x6265)  # the advisory lock of a database's one writer
-_PATIENCE_S = 2.0  # how long the lock of a control plane that has just died may linger
+_PATIENCE_S = 1.0  # how long the lock of a control plane that has just died may linger
 _SETTINGS: dict[str, Any] = {
     "application_name": "nubes",
     "connect_timeout": 5,
