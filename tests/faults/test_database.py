@@ -24,9 +24,9 @@ from nubes.kernel.message import Codec
 from nubes.workloads.recording import events_of, load_recording
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:
-    """A server that this test alone uses, and may kill."""
+    """A server that the tests here may kill, if they start it again."""
     made = Postgres()
     yield made
     made.close()
@@ -57,8 +57,10 @@ def more(found, count):
 
 
 def test_the_server_is_killed_under_load_and_comes_back(server, plane, work, tmp_path):
-    """Nothing that was accepted is lost, and nothing that was refused is run."""
+    """Nothing that was accepted is lost, and nothing is there twice."""
     accepted, refused = {}, set()
+    shared = nubes.Dict.from_name("shared", create_if_missing=True)
+    shared["before"] = 1
     stop = threading.Event()
 
     def load(start):
@@ -81,6 +83,8 @@ def test_the_server_is_killed_under_load_and_comes_back(server, plane, work, tmp
         more(refused, 1)
         assert work.plus.remote(1) == 2, "what needs no log goes on"
         assert "cannot be written" in plane.status()["full"]
+        with pytest.raises(Unavailable, match="PostgreSQL at 127.0.0.1.* cannot be used"):
+            shared["while"] = 2
         server.start()
     more(accepted, 10)
     stop.set()
@@ -90,6 +94,8 @@ def test_the_server_is_killed_under_load_and_comes_back(server, plane, work, tmp
         n: n * n for n in accepted
     }
     assert refused
+    shared["after"] = 3
+    assert shared.keys() == ["before", "after"]
     assert not plane.status()["full"]
     plane.kill()
     plane.start()
