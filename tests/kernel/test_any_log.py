@@ -426,6 +426,24 @@ def test_a_commit_whose_answer_was_lost_is_not_repeated(
     assert database.read() == [b"%d" % number for number in range(6)]
 
 
+def test_a_server_that_has_forgotten_what_it_committed_is_not_written_to(database: DatabasePlace) -> None:
+    """As after a fail-over to a replica that lags behind."""
+    log: Any = database.open()
+    for number in range(5):
+        log.append(b"%d" % number)
+    log.write()
+    log.sync()
+    database.run(
+        f"DELETE FROM log WHERE number > 2; UPDATE writer SET next = 3; SELECT pg_terminate_backend({log._pid})"
+    )
+    log.append(b"5")
+    with pytest.raises(OSError, match="has 3 records of 5 that it had committed"):
+        log.write()
+        log.sync()
+    log.abandon()
+    assert database.read() == [b"0", b"1", b"2"]
+
+
 def test_who_has_lost_the_lock_to_another_never_writes_again(database: DatabasePlace) -> None:
     from nubes.kernel.writing import Superseded
 
