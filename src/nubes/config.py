@@ -159,7 +159,7 @@ def shown(setting: Setting, value: Any) -> Any:
     """A value as others may see it: without a password."""
     if setting.name != "database":
         return value
-    return re.sub(r"(?<=:)[^:@/]+(?=@)|(?<=password=)[^&]+", "***", value)
+    return re.sub(r"(?<=password=)[^&]+", "***", re.sub(r"(//[^:/@]*:)[^/]*@", r"\1***@", value))
 
 
 def export(values: Mapping[str, Value]) -> None:

@@ -134,11 +134,16 @@ def test_a_spawned_calls_large_argument_and_result_are_kept(plane: Path) -> None
     call = app.echo.spawn(np.ones(MEGABYTE))
     assert call.get().sum() == MEGABYTE
     assert nubes.FunctionCall.from_id(call.object_id).get().sum() == MEGABYTE  # as often as one likes
+
+    async def later() -> Any:
+        return await (await app.echo_later.spawn.aio(np.full(MEGABYTE, 2.0))).get.aio()
+
+    assert asyncio.run(later()).sum() == 2 * MEGABYTE
     if os.environ["NUBES_OBJECTS"]:
-        assert len(list(objects.listed(os.environ["NUBES_OBJECTS"]))) >= 2
+        assert sum(name.startswith("obj-") for name, _ in objects.listed(os.environ["NUBES_OBJECTS"])) == 4
         assert not list((plane / "objects").iterdir())
     else:
-        assert len(list((plane / "objects").iterdir())) == 2
+        assert len(list((plane / "objects").iterdir())) == 4
 
 
 def test_failures_leave_no_segment_behind() -> None:

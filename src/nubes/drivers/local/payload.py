@@ -47,6 +47,7 @@ class Segments:
     def __init__(self, folder: str, durable: bool = False, keep: bool = True, spare_bytes: int = 1 << 30) -> None:
         self.folder = folder
         self.durable = durable
+        self.far = objects.is_url(folder)  # writing there may take a while
         self.keep = keep  # whether segments come back; if not, whoever reads one removes it
         self._spare: list[tuple[int, str, mmap.mmap]] = []
         self._used: dict[str, tuple[int, mmap.mmap]] = {}
@@ -69,7 +70,7 @@ class Segments:
 
     def _put_object(self, buffers: list[memoryview], spans: list[tuple[int, int]]) -> str:
         path = f"{self.folder}/{objects.PREFIX}{os.getpid()}-{next(_names)}-{os.urandom(8).hex()}"
-        if objects.is_url(path):
+        if self.far:
             objects.put(path, buffers, spans)
             return path
         with open(path, "wb", buffering=0) as file:
@@ -265,6 +266,11 @@ def placed(about: bytes, content: memoryview, segments: Segments) -> bytes:
     header = _decode(about)
     path, spans = segments.put([content[start : start + size] for start, size in header.spans])
     return b"S" + _encode(_Header(path, spans, header.pickled))
+
+
+def is_far(payload: bytes) -> bool:
+    """Whether reading a payload means to fetch it first, which may take a while."""
+    return payload[:1] == b"S" and objects.is_url(segment_of(payload))
 
 
 def is_object(path: str) -> bool:

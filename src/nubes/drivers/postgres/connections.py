@@ -46,7 +46,7 @@ CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value text NOT NULL, 
 INSERT INTO writer DEFAULT VALUES ON CONFLICT DO NOTHING;
 """
 _LOCK = (0x6E75, 0x6265)  # the advisory lock of a database's one writer
-_PATIENCE_S = 2.0  # how long the lock of a control plane that has just died may linger
+_PATIENCE_S = 1.0  # how long the lock of a control plane that has just died may linger
 _SETTINGS: dict[str, Any] = {
     "application_name": "nubes",
     "connect_timeout": 5,
@@ -112,7 +112,7 @@ def take(url: str) -> tuple[Connection, Writer]:
         db.execute(SCHEMA)
         row = db.execute(
             "UPDATE writer SET epoch = epoch + 1, holder = %s RETURNING epoch, cloud, next",
-            (f"process {os.getpid()} on {socket.gethostname()}",),
+            (f"Process {os.getpid()} on {socket.gethostname()}",),
         ).fetchone()
     except psycopg.Error as error:
         raise Unavailable(
@@ -140,7 +140,7 @@ def _holder(db: Connection) -> str:
     if db.execute("SELECT to_regclass('writer')").fetchone() == (None,):
         return "Another process"
     row = db.execute("SELECT holder FROM writer").fetchone()
-    return str(row[0]).capitalize() if row and row[0] else "Another process"
+    return str(row[0]) if row and row[0] else "Another process"
 
 
 def told(error: BaseException) -> str:
