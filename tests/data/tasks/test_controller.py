@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from math import inf
 
 import pytest
 from hypothesis import given, settings
@@ -96,7 +97,7 @@ def test_any_graph_under_any_losses(tasks: list[Task], seed: int, placement: str
     """Submitting, running, letting go, losing nodes and objects in any order; a plain loop's results at the end."""
     draw = random.Random(seed)
     right = plain_loop(tasks)
-    world = World(placement, nodes=draw.randint(1, 3), checkpoint_every=every)
+    world = World(placement, draw.randint(1, 3), every, draw.choice([0.5, 3.0, inf]))
     left, held = list(tasks), []
     keep = {task.id for task in tasks if draw.random() < 0.5}
     while left:
@@ -248,6 +249,17 @@ def test_a_task_waits_for_a_node_that_has_what_it_needs() -> None:
     node = world.join(gpu=1.0)
     world.run_on()
     assert list(world.controller.table["a"].where) == [node]
+
+
+def test_no_node_is_sent_more_than_it_can_do_soon() -> None:
+    world = World(ahead_s=4.0)  # each task takes a second
+    for n in range(20):
+        world.submit(Task(str(n), "f"))
+    assert [node.backlog for node in world.controller.nodes.values()] == [2, 2]
+    world.step(1)
+    assert [node.backlog for node in world.controller.nodes.values()] == [4, 2]
+    world.run_on()
+    assert all(world.controller.table[str(n)].where for n in range(20))
 
 
 def test_edges() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from math import inf
 from collections.abc import Callable
 
 from nubes.data.tasks import events as e
@@ -31,8 +32,8 @@ def plain_loop(tasks: list[Task]) -> dict[str, int]:
 class World:
     """`checkpoint_every` methods an actor's state is kept outside of its node."""
 
-    def __init__(self, placement: str | None = None, nodes: int = 2, checkpoint_every: int = 0) -> None:
-        self.controller = Tasks(placement)
+    def __init__(self, placement=None, nodes: int = 2, checkpoint_every: int = 0, ahead_s: float = inf) -> None:
+        self.controller = Tasks(placement, ahead_s)
         self.every = checkpoint_every
         self.queues: dict[int, deque] = {}
         self.stores: dict[int, dict[str, int]] = {0: {}}
@@ -65,6 +66,8 @@ class World:
                 self.gone.add(object)
             case e.ForgetCheckpoint(actor, method):
                 del self.kept[actor, method]
+            case e.Forget(task):
+                assert task not in self.controller.table
 
     def join(self, **has: float) -> int:
         node = max(self.stores) + 1
@@ -150,11 +153,11 @@ def check(controller: Tasks) -> None:
             assert (id in table[input].waiting) == (entry.phase is Phase.WAITING)
         expected = [i for i in entry.inputs if not table[i].where] if entry.phase is Phase.WAITING else []
         assert sorted(entry.missing) == sorted(expected)
-        assert (id in controller.unplaced) <= (entry.phase is Phase.WAITING and not entry.missing)
+        assert (entry.parked is not None) <= (entry.phase is Phase.WAITING and not entry.missing)
         if entry.phase is Phase.SENT:
             assert id in controller.nodes[entry.node].sent
         if entry.phase is Phase.WAITING and not entry.missing and not entry.task.actor:
-            assert id in controller.unplaced, "ready, and not sent"
+            assert id in controller.unplaced[entry.parked], "ready, and not sent"
         for node in entry.where:
             assert node == 0 or id in controller.nodes[node].objects
         if entry.phase is Phase.ENDED and not (entry.needed or entry.actor_holds):

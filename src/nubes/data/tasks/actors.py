@@ -53,7 +53,7 @@ class Actors(Graph):
         if actor.node < 0:
             choice = self._choose(entry, actor.needs)
             if choice is None:
-                self.unplaced[entry.id] = None
+                self._park(entry, actor.needs)
                 return False
             actor.node, scheduler = choice.node, choice.scheduler
             self.nodes[actor.node].actors[actor.id] = None
@@ -66,12 +66,12 @@ class Actors(Graph):
         return True
 
     def _rewind(self, actor: Actor, method: int | None = None) -> list[str]:
-        """Back to the newest checkpoint before all results that are lost and needed, `method`'s among them.
+        """Back to the newest checkpoint before all methods that are to run: their results are lost and needed.
 
         Returns the inputs of the methods since that are nowhere.
         """
         entries = [self.table[id] for id in actor.methods.values()]
-        lost = [x.method for x in entries if x.phase is Phase.ENDED and not x.where and (x.wanted or x.waiting)]
+        lost = [x.method for x in entries if x.phase is not Phase.ENDED or (not x.where and (x.wanted or x.waiting))]
         first = min(lost if method is None else [*lost, method], default=actor.count)
         base = max((c for c in actor.checkpoints if c < first), default=actor.checkpoints[0])
         actor.next, actor.restore = base + 1, base >= 0
@@ -112,31 +112,38 @@ class Actors(Graph):
         refs = entry.refs if entry.method else 0
         return entry.phase is Phase.ENDED and not (refs or entry.users or entry.heirs or entry.wanted)
 
-    def _retire(self, id: str) -> None:
-        """Stops an actor that nobody can reach and of whose results nobody needs any."""
-        actor = self.actors.get(id)
-        if actor is None or (id in self.table and self.table[id].refs):
-            return
-        self._unreachable[id] = None
+    def _retire(self) -> None:
+        """Stops the actors that nobody can reach and of whose results nobody needs any.
+
+        Methods hold each other as lineage, in circles through their actors, so that counts alone do not tell.
+        """
+        idle = [actor for actor in map(self.actors.__getitem__, self._unreachable) if self._is_idle(actor)]
+        while idle:
+            needed = self._needed_from_outside([id for actor in idle for id in actor.methods.values()])
+            free = [actor for actor in idle if needed.isdisjoint(actor.methods.values())]
+            if len(free) == len(idle):
+                break
+            idle = free
+        for actor in idle:
+            self._stop(actor)
+
+    def _is_idle(self, actor: Actor) -> bool:
         entries = [self.table[id] for id in actor.methods.values()]
-        if any(entry.phase is not Phase.ENDED or entry.refs or entry.wanted for entry in entries):
-            return
-        if not self._needed_from_outside(actor.methods.values()).isdisjoint(actor.methods.values()):
-            return
-        del self.actors[id], self._unreachable[id]
+        return all(entry.phase is Phase.ENDED and not (entry.refs or entry.wanted) for entry in entries)
+
+    def _stop(self, actor: Actor) -> None:
+        del self.actors[actor.id], self._unreachable[actor.id]
         if actor.node in self.nodes:
             self._out.append(e.Stop(actor.id, actor.node))
             del self.nodes[actor.node].actors[actor.id]
         self._out += [e.ForgetCheckpoint(actor.id, c) for c in actor.checkpoints if c >= 0]
-        for entry in entries:
-            entry.actor_holds = False
-            self._settle(entry.id)
+        for id in actor.methods.values():
+            self.table[id].actor_holds = False
+        for id in actor.methods.values():
+            self._settle(id)
 
     def _needed_from_outside(self, methods: Iterable[str]) -> set[str]:
-        """Of these and all they were made from: what anything else needs, directly or through another of them.
-
-        Methods hold each other as lineage, in a circle through their actor, so that counts alone do not tell.
-        """
+        """Of these and all they were made from: what anything else needs, directly or through another of them."""
         within = self._backwards(methods)
         heirs = Counter(input for id in within for input in self.table[id].inputs)
         entries = [self.table[id] for id in within]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import Any
 
 from nubes.data.tasks import events as e
@@ -15,12 +16,13 @@ from nubes.kernel.policy import make
 class Tasks(Actors):
     """A plain state machine: events in, commands out; the same events give the same commands.
 
-    Tasks must be deterministic, and actors' methods too, given their state: whatever is lost runs again. `rerun`
-    counts tasks that ran again after they had ended.
+    Tasks must be deterministic, and actors' methods too, given their state: whatever is lost runs again. Nodes whose
+    queues last longer than `ahead_s` are sent nothing more. `rerun` counts tasks that ran again after they had ended.
     """
 
-    def __init__(self, placement: str | TaskPlacement | None = None) -> None:
+    def __init__(self, placement: str | TaskPlacement | None = None, ahead_s: float = inf) -> None:
         super().__init__()
+        self.ahead_s = ahead_s
         self.placement: TaskPlacement = make("task-placement", placement)
         self.now = 0.0
         self.rerun = 0
@@ -46,16 +48,24 @@ class Tasks(Actors):
         self._out = []
         self._handlers[type(event)](event)
         while self._quiet:
-            self._retire(self._quiet.popitem()[0])
+            self._quiet = False
+            self._retire()
         return self._out
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
     def _node_ready(self, event: e.NodeReady) -> None:
         self.nodes[event.node] = Node(event.node, dict(event.has), event.cpus)
-        for id in list(self.unplaced):
-            if id in self.unplaced:
+        self._retry()
+
+    def _retry(self) -> None:
+        """Tries those for which there was no node, of those that need the same the first, and so on."""
+        for waiting in list(self.unplaced.values()):
+            while waiting:
+                id = next(iter(waiting))
                 self._ready(self.table[id])
+                if id in waiting:
+                    break
 
     def _node_lost(self, event: e.NodeLost) -> None:
         node = self.nodes.pop(event.node, None)
@@ -120,7 +130,7 @@ class Tasks(Actors):
         assert entry.task is not None
         choice = self._choose(entry, entry.task.needs)
         if choice is None:
-            self.unplaced[entry.id] = None
+            self._park(entry, entry.task.needs)
         else:
             self._send(entry, choice.node, choice.scheduler)
 
@@ -134,10 +144,15 @@ class Tasks(Actors):
             for node in read.where:
                 near[node] = near.get(node, 0) + read.size_bytes
         request = TaskRequest(entry.task.kind, entry.origin, needs, total, near)
-        return self.placement.place(request, self.nodes, self.now)
+        nodes = self.nodes if self.ahead_s == inf else {n.id: n for n in self.nodes.values() if self._has_room(n)}
+        return self.placement.place(request, nodes, self.now)
+
+    def _has_room(self, node: Node) -> bool:
+        """Whether a node would run out of tasks soon; two a CPU are never too many."""
+        return node.backlog < 2 * node.cpus or 0.0 < node.backlog * node.task_s < self.ahead_s * node.cpus
 
     def _send(self, entry: Entry, node: int, scheduler: str) -> None:
-        self.unplaced.pop(entry.id, None)
+        self._unpark(entry)
         for input in entry.inputs:
             self.table[input].waiting.pop(entry.id, None)
         entry.phase, entry.node = Phase.SENT, node
@@ -148,11 +163,16 @@ class Tasks(Actors):
         to.queued += 1
         self._out.append(e.Run(entry.id, entry.attempt, node, scheduler, max(entry.method, 0)))
 
+    def counts(self, task: str, attempt: int, node: int) -> bool:
+        """Whether an attempt is still expected to end."""
+        entry = self.table.get(task)
+        return entry is not None and entry.phase is Phase.SENT and (entry.attempt, entry.node) == (attempt, node)
+
     def _running(self, event: e.Done | e.InputMissing) -> Entry | None:
         """The entry of an attempt that still counts."""
-        entry = self.table.get(event.task)
-        if entry is None or entry.phase is not Phase.SENT or (entry.attempt, entry.node) != (event.attempt, event.node):
+        if not self.counts(event.task, event.attempt, event.node):
             return None
+        entry = self.table[event.task]
         self._unsend(entry)
         return entry
 
@@ -169,6 +189,8 @@ class Tasks(Actors):
         self._end(entry)
         self._all_ready(complete)
         self._settle(entry.id)
+        if self.unplaced:
+            self._retry()
 
     def _input_missing(self, event: e.InputMissing) -> None:
         entry = self._running(event)

@@ -146,6 +146,12 @@ class ForgetCheckpoint(Command):
     method: int
 
 
+class Forget(Command):
+    """Nothing of a task, or of an object that was put, is needed any more."""
+
+    task: str
+
+
 class Available(Command):
     """An object that somebody waits for is there."""
 

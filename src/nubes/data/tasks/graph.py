@@ -13,6 +13,8 @@ from nubes.data.tasks import events as e
 from nubes.data.tasks.spec import Task
 from nubes.data.tasks.state import Actor, Entry, Node, Phase
 
+Needs = tuple[tuple[str, float], ...]
+
 
 class Graph:
     """Entries by id, nodes and actors; `_out` collects commands."""
@@ -21,10 +23,10 @@ class Graph:
         self.table: dict[str, Entry] = {}
         self.nodes: dict[int, Node] = {}
         self.actors: dict[str, Actor] = {}
-        self.unplaced: dict[str, None] = {}  # tasks that could run if there were a node for them
+        self.unplaced: dict[Needs, dict[str, None]] = {}  # tasks for which there is no node yet, by what they need
         self._out: list[Any] = []
-        self._quiet: dict[str, None] = {}  # actors that may be stopped now
-        self._unreachable: dict[str, None] = {}  # actors that will be, once nobody needs their results
+        self._unreachable: dict[str, None] = {}  # actors to be stopped once nobody needs their results
+        self._quiet = False  # whether that may be now
 
     def _create(self, id: str, task: Task | None, origin: int) -> Entry:
         entry = self.table[id] = Entry(id, task, origin)
@@ -73,7 +75,7 @@ class Graph:
             return False
         for reader in entry.waiting:
             self.table[reader].missing[entry.id] = None
-            self.unplaced.pop(reader, None)
+            self._unpark(self.table[reader])
         return entry.wanted or bool(entry.waiting)
 
     # -- what tasks read -------------------------------------------------------------------------------------------
@@ -98,12 +100,23 @@ class Graph:
         """The task will not run, or not again for now: its inputs may go."""
         entry.phase = Phase.ENDED
         entry.missing.clear()
-        self.unplaced.pop(entry.id, None)
+        self._unpark(entry)
         for input in entry.inputs:
             read = self.table[input]
             read.waiting.pop(entry.id, None)
             read.users -= 1
             self._settle(input)
+
+    def _park(self, entry: Entry, needs: Needs) -> None:
+        entry.parked = needs
+        self.unplaced.setdefault(needs, {})[entry.id] = None
+
+    def _unpark(self, entry: Entry) -> None:
+        if entry.parked is not None:
+            del self.unplaced[entry.parked][entry.id]
+            if not self.unplaced[entry.parked]:
+                del self.unplaced[entry.parked]
+            entry.parked = None
 
     def _unsend(self, entry: Entry) -> None:
         """Its node is no longer expected to run it."""
@@ -121,8 +134,9 @@ class Graph:
             entry = self.table.get(stack.pop())
             if entry is None:
                 continue
-            if entry.task is not None and entry.task.actor:
-                self._quiet[entry.task.actor] = None
+            if entry.method == 0 and not entry.refs and entry.id in self.actors:
+                self._unreachable[entry.id] = None
+            self._quiet = self._quiet or bool(self._unreachable)
             if entry.phase is not Phase.ENDED or entry.refs or entry.users or entry.wanted:
                 continue
             for node in entry.where:
@@ -131,9 +145,9 @@ class Graph:
                     self.nodes[node].objects.pop(entry.id, None)
             entry.where.clear()
             if entry.heirs or entry.actor_holds:
-                self._quiet.update(self._unreachable)
                 continue
             del self.table[entry.id]
+            self._out.append(e.Forget(entry.id))
             for input in entry.inputs:
                 self.table[input].heirs -= 1
                 stack.append(input)

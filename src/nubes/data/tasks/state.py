@@ -20,8 +20,8 @@ class Entry:
     """A task and its object, which have one id; `task` is None for an object that was put."""
 
     __slots__ = (
-        "actor_holds", "attempt", "children", "heirs", "id", "inputs", "method", "missing", "node", "origin", "phase",
-        "refs", "size_bytes", "task", "users", "waiting", "wanted", "where",
+        "actor_holds", "attempt", "children", "heirs", "id", "inputs", "method", "missing", "node", "origin",
+        "parked", "phase", "refs", "size_bytes", "task", "users", "waiting", "wanted", "where",
     )  # fmt: skip
 
     def __init__(self, id: str, task: Task | None, origin: int) -> None:
@@ -34,6 +34,7 @@ class Entry:
         self.size_bytes = 0
         self.missing: dict[str, None] = {}  # inputs that are nowhere
         self.node = -1  # where the task was sent
+        self.parked: tuple[tuple[str, float], ...] | None = None  # what it needs, if there is no node for it yet
         self.attempt = 0  # how often it was sent
         self.method = -1  # its number among its actor's
         self.refs = 0  # references that somebody holds
