@@ -43,7 +43,7 @@ def test_bottom_up_leaves_its_node_only_for_a_reason(situation: tuple[TaskReques
     choice, home = policy.place(request, nodes, 0.0), nodes.get(request.origin)
     if choice is None:
         return
-    overloaded = home is None or home.backlog >= 16 * home.cpus
+    overloaded = home is None or home.load >= 16 * home.cpus
     lacking = home is None or not home.fits(request) or request.missing_bytes(home.id) > 1 << 20
     assert (choice.scheduler == LOCAL) == (not overloaded and not lacking)
     if choice.scheduler == GLOBAL:

@@ -90,7 +90,9 @@ class Tasks(Actors):
     def _heartbeat(self, event: e.Heartbeat) -> None:
         node = self.nodes.get(event.node)
         if node is not None:
-            node.queued, node.free = event.queued, event.free
+            node.queued, node.free, node.blocked = event.queued, event.free, event.blocked
+            if self.unplaced:
+                self._retry()
 
     # -- tasks -----------------------------------------------------------------------------------------------------
 
@@ -149,7 +151,7 @@ class Tasks(Actors):
 
     def _has_room(self, node: Node) -> bool:
         """Whether a node would run out of tasks soon; two a CPU are never too many."""
-        return node.backlog < 2 * node.cpus or 0.0 < node.backlog * node.task_s < self.ahead_s * node.cpus
+        return node.load < 2 * node.cpus or 0.0 < node.load * node.task_s < self.ahead_s * node.cpus
 
     def _send(self, entry: Entry, node: int, scheduler: str) -> None:
         self._unpark(entry)

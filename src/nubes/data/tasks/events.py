@@ -21,11 +21,15 @@ class NodeLost(Event):
 
 
 class Heartbeat(Event):
-    """What a node's own scheduler says of itself: tasks in its queue, running ones included, and free CPUs."""
+    """What a node's own scheduler says of itself: tasks in its queue, running ones included, and free CPUs.
+
+    `blocked` are tasks that wait for objects and have given their CPU to others meanwhile; they are not in the queue.
+    """
 
     node: int
     queued: int
     free: int
+    blocked: int = 0
 
 
 class Submitted(Event):

@@ -354,8 +354,8 @@ class Pool(Session):
     def _pinned_there(self, node: int, id: str) -> None:
         self._handle(e.Pinned(id))
 
-    def _beat(self, node: int, queued: int, free: int) -> None:
-        self._handle(e.Heartbeat(node, queued, free))
+    def _beat(self, node: int, queued: int, free: int, blocked: int) -> None:
+        self._handle(e.Heartbeat(node, queued, free, blocked))
 
     # -- what anybody asks for -------------------------------------------------------------------------------------
 

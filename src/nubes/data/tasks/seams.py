@@ -16,24 +16,30 @@ BANDWIDTH = 125e6  # bytes/s until something was measured: 1 Gbit/s
 class NodeView:
     """A node as its heartbeats and the object table tell of it."""
 
-    __slots__ = ("backlog", "bandwidth", "cpus", "free", "has", "id", "queued", "task_s")
+    __slots__ = ("backlog", "bandwidth", "blocked", "cpus", "free", "has", "id", "queued", "task_s")
 
     def __init__(self, id: int, has: Mapping[str, float], cpus: int) -> None:
         self.id = id
         self.has = dict(has)
         self.cpus = cpus
         self.backlog = 0  # tasks it has, as only its own scheduler knows at any time
+        self.blocked = 0  # of these, those that wait for objects and need no CPU meanwhile
         self.queued = 0  # the same as everybody knows it: by its last heartbeat, and what was sent there since
         self.free = cpus
         self.task_s = 0.0  # smoothed time of a task
         self.bandwidth = BANDWIDTH  # smoothed, of what it copies from others, bytes/s
+
+    @property
+    def load(self) -> int:
+        """Tasks that run there, or would at once."""
+        return self.backlog - self.blocked
 
     def fits(self, request: TaskRequest) -> bool:
         return all(self.has.get(what, 0.0) >= amount for what, amount in request.needs)
 
     def freeze(self) -> NodeView:
         copy = NodeView(self.id, self.has, self.cpus)
-        for slot in ("backlog", "queued", "free", "task_s", "bandwidth"):
+        for slot in ("backlog", "blocked", "queued", "free", "task_s", "bandwidth"):
             setattr(copy, slot, getattr(self, slot))
         return copy
 

@@ -39,10 +39,11 @@ Found = tuple[bool, bytes] | None  # ok, and the value or the failure; None: it 
 
 
 class Place(threading.local):
-    """The task a thread runs, how many it has submitted, and the objects it waited for last."""
+    """The task a thread runs, how many it has submitted, how long it waited, and the objects it waited for last."""
 
     task = ""
     count = 0
+    blocked_s = 0.0
 
     def __init__(self) -> None:
         self.found: dict[str, Found] = {}
@@ -66,6 +67,7 @@ class Worker(Session):
         self._turn = threading.Lock()  # whoever holds it runs
         self._news = threading.Condition()
         self._reading = False
+        self._blocked = 0
         self._idle = 0  # threads that take tasks, or would if there were any
 
     # -- taking tasks ----------------------------------------------------------------------------------------------
@@ -138,7 +140,8 @@ class Worker(Session):
 
     def _flush(self) -> None:
         if self._out:
-            self._out.append((BEAT, len(self._todo), 0 if self._turn.locked() else 1))
+            running = int(self._turn.locked())
+            self._out.append((BEAT, len(self._todo) + running, 1 - running, self._blocked))
             self._stream.send(wire.pack(*self._out))
             self._out = []
 
@@ -164,14 +167,14 @@ class Worker(Session):
             except FileNotFoundError:
                 self._tell(MISSING, task, attempt, id)
                 return
-        self._place.task, self._place.count = task, 0
+        self._place.task, self._place.count, self._place.blocked_s = task, 0, 0.0
         began = time.perf_counter()
         try:
             result = self._call(spec, actor, values)
             ok, content = True, payload.dumps(result, self.segments)
         except Exception as error:
             ok, content = False, payload.dumps(_failed(error), None)
-        took = time.perf_counter() - began
+        took = time.perf_counter() - began - self._place.blocked_s
         self._tell(DONE, task, attempt, ok, content, size_of(content), took)
         if number and spec.checkpoint_every and number % spec.checkpoint_every == 0:
             self._tell(CHECKPOINT, actor, number, attempt, jobs.dumps(self._actors[actor]))
@@ -221,8 +224,10 @@ class Worker(Session):
             wait = next(self._waits)
             found = self._waiting[wait] = {}
             self._out += [(WANT, wait, id) for id in ids]
-            self._flush()
+            self._blocked += 1
             self._turn.release()
+            self._flush()
+            began = time.perf_counter()
             if not self._idle:
                 threading.Thread(target=self.serve, daemon=True).start()
             while len(found) < count:
@@ -231,7 +236,9 @@ class Worker(Session):
                     break
                 self._news.wait(left)
             del self._waiting[wait]
+            self._blocked -= 1
         self._turn.acquire()
+        self._place.blocked_s += time.perf_counter() - began
         self._place.task, self._place.count, self._place.found = task, submitted, found
         return set(found)
 

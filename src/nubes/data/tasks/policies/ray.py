@@ -43,7 +43,7 @@ class BottomUp(TaskPlacement):
     def stays(self, request: TaskRequest, home: NodeView) -> bool:
         """The local scheduler's decision, from what it knows of itself."""
         return (
-            home.backlog < self.threshold * home.cpus
+            home.load < self.threshold * home.cpus
             and home.fits(request)
             and request.missing_bytes(home.id) <= self.fetch_bytes
         )

@@ -23,7 +23,7 @@ class LocalityBlind(BottomUp):
     """Bottom-up, but wherever the inputs are: only queues count."""
 
     def stays(self, request: TaskRequest, home: NodeView) -> bool:
-        return home.backlog < self.threshold * home.cpus and home.fits(request)
+        return home.load < self.threshold * home.cpus and home.fits(request)
 
     def cost_s(self, request: TaskRequest, node: NodeView) -> float:
         return queue_s(request, node)
