@@ -90,7 +90,8 @@ class Tasks(Actors):
     def _heartbeat(self, event: e.Heartbeat) -> None:
         node = self.nodes.get(event.node)
         if node is not None:
-            node.queued, node.free, node.blocked = event.queued, event.free, event.blocked
+            node.free, node.blocked = event.free, event.blocked
+            node.queued = min(event.queued, node.load)  # some may have ended since it said so
             if self.unplaced:
                 self._retry()
 
@@ -183,6 +184,7 @@ class Tasks(Actors):
         if entry is None:
             return
         node = self.nodes[event.node]
+        node.queued = min(node.queued, node.load)
         node.task_s += (event.run_s - node.task_s) * (SMOOTHING if node.task_s else 1.0)
         actor = self._actor_of(entry)
         if actor is not None:
