@@ -44,7 +44,6 @@ def nap(seconds: float) -> float:
     return seconds
 
 
-@tasks.actor(checkpoint_every=100)
 class Total:
     def __init__(self) -> None:
         self.total = 0
@@ -55,6 +54,9 @@ class Total:
 
     def pid(self) -> int:
         return os.getpid()
+
+
+Totals = tasks.actor(checkpoint_every=100)(Total)
 
 
 def rates(count: int) -> tuple[float, float]:
@@ -104,7 +106,7 @@ def replays(seed: int, kills: int) -> list[int]:
     """How many calls of an actor were replayed after each kill of its worker; a million if its state went wrong."""
     draw, found, expected = rng(seed, "ray", "actor"), [], 0
     with tasks.Pool(workers=2) as pool:
-        total = Total.submit()
+        total = Totals.submit()
         for _ in range(kills):
             calls = draw.randint(100, 500)
             expected += calls

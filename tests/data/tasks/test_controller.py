@@ -242,6 +242,21 @@ def test_what_was_put_and_lost_is_gone_and_so_is_what_needs_it() -> None:
     assert "never was" in world.gone
 
 
+def test_what_was_put_is_kept_for_those_that_may_read_it_again() -> None:
+    world = World()
+    world.stores[0]["p"] = 1
+    world.handle(e.Put("p", 0, 100))
+    world.submit(Task("a", "f", ("p",)))
+    world.run_on()
+    world.handle(e.Released("p"))
+    value = world.get("a")
+    world.lose(next(iter(world.controller.table["a"].where)))
+    assert world.get("a") == value
+    world.handle(e.Released("a"))
+    assert not world.controller.table
+    assert not world.stores[0]
+
+
 def test_a_task_waits_for_a_node_that_has_what_it_needs() -> None:
     world = World()
     world.submit(Task("a", "f", needs=(("gpu", 1.0),)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nubes import CallTimeout, InstanceDied, NotFound, UsageError, tasks
+from nubes import CallTimeout, InstanceDied, NotFound, Unavailable, UsageError, tasks
 from nubes.data.tasks.models import Hardware
 
 LARGE = 20_000  # numbers in an array: more than travels within a message
@@ -190,7 +191,7 @@ def test_workers_killed_at_any_moment(moment):
         refs = [more.submit(np.full(LARGE, n)) for n in range(40)]
         counter = Counter.submit(0)
         counts = [counter.add.submit(1) for _ in range(250)]
-        sums = [add.submit(a, b) for a, b in zip(refs, refs[1:], strict=False)]
+        sums = [add.submit(a, b) for a, b in itertools.pairwise(refs)]
         time.sleep(moment)
         for pid in list(pool.pids.values()):
             os.kill(pid, signal.SIGKILL)
@@ -254,6 +255,23 @@ def test_a_closed_pool_says_so():
         ref.get()
     assert not folder.exists()
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_who_waits_when_a_pool_is_closed_hears_of_it():
+    found = []
+    with tasks.Pool(workers=1):
+        ref = nap.submit(60)
+
+        def wait():
+            with pytest.raises(Unavailable):
+                ref.get()
+            found.append(True)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.1)
+    thread.join(timeout=10)
+    assert found
 
 
 def test_many_threads_submit(shared):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from math import inf
 from collections.abc import Callable
+from math import inf
 
 from nubes.data.tasks import events as e
 from nubes.data.tasks.controller import Tasks

@@ -43,9 +43,8 @@ class Actors(Graph):
         """Sends the methods whose turn it is and whose inputs are there."""
         while actor.next in actor.methods:
             entry = self.table[actor.methods[actor.next]]
-            if entry.phase is Phase.WAITING:
-                if entry.missing or not self._sent(actor, entry):
-                    return
+            if entry.phase is Phase.WAITING and (entry.missing or not self._sent(actor, entry)):
+                return
             actor.next += 1
 
     def _sent(self, actor: Actor, entry: Entry) -> bool:

@@ -1,6 +1,7 @@
 """The table of tasks and objects, and how long each of them is kept.
 
-An object is kept while somebody holds a reference to it, waits for it, or is a task that reads it and has not ended.
+An object is kept while somebody holds a reference to it, waits for it, or is a task that reads it and has not ended;
+one that was put, which cannot be made again, as long as any task that may have to read it again.
 A task is kept, as lineage, while its object is, or that of any task that read it. What a task submitted is kept as
 long as the task itself, which would ask for the same again.
 """
@@ -139,6 +140,8 @@ class Graph:
             self._quiet = self._quiet or bool(self._unreachable)
             if entry.phase is not Phase.ENDED or entry.refs or entry.users or entry.wanted:
                 continue
+            if entry.task is None and entry.heirs:
+                continue  # what was put cannot be made again
             for node in entry.where:
                 self._out.append(e.Free(entry.id, node))
                 if node in self.nodes:

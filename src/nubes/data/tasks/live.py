@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,11 +39,10 @@ _pools = itertools.count()
 
 
 class Wait:
-    """Somebody waits for `count` of some objects. `tell` is called once for each that is there, or gone."""
+    """Somebody waits for objects. `tell` is called once for each that is there, or gone."""
 
-    def __init__(self, ids: Sequence[str], count: int, tell: Callable[[str], None]) -> None:
+    def __init__(self, ids: Sequence[str], tell: Callable[[str], None]) -> None:
         self.ids = ids
-        self.count = count
         self.tell = tell
 
 
@@ -77,7 +75,9 @@ class Pool(Session):
     ) -> None:
         count = workers if workers is not None else max(len(resources), 1) if resources else os.cpu_count() or 1
         if count < 1 or len(resources) > count:
-            raise UsageError(f"workers={count} with resources of {len(resources)}.", "Each worker has at most one entry.")
+            raise UsageError(
+                f"workers={count} with resources of {len(resources)}.", "Each worker has at most one entry."
+            )
         self.controller = Tasks(placement, AHEAD_S)
         self.recorded: list[Work] = []
         self._record = record
@@ -96,13 +96,14 @@ class Pool(Session):
         self._held: dict[int, set[str]] = {}  # worker -> objects in segments of its own
         self._checkpoints: dict[tuple[str, int], bytes] = {}
         self._deaths: dict[str, int] = {}
+        self._gone: set[str] = set()  # objects that cannot be made again
         self._waits: dict[str, list[Wait]] = {}
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._dirty: dict[int, Process] = {}
         self._selector = selectors.DefaultSelector()
         self._wake, self._woken = socket.socketpair()
         self._asleep = False
-        self._closed = False
+        self._closed = self._over = False
         self._handlers: dict[int, Callable[..., None]] = {
             w.DONE: self._done, w.CHECKPOINT: self._checkpoint, w.MISSING: self._missing, w.SUBMIT: self._submitted,
             w.NEW_CODE: self._new_code, w.PUT: self._put_there, w.WANT: self._wanted_there, w.PIN: self._pinned_there,
@@ -127,7 +128,7 @@ class Pool(Session):
             return
         self._closed = True
         session.leave(self)
-        self._post(lambda: None)
+        self._post(self._finish)
         self._thread.join()
         self._lifeline.close()
         for process in self._processes.values():
@@ -188,31 +189,42 @@ class Pool(Session):
 
         def tell(id: str) -> None:
             there.add(id)
-            if len(there) >= count:
+            if len(there) >= count or self._closed:
                 enough.set()
 
-        wait = Wait(ids, count, tell)
+        wait = Wait(ids, tell)
         self._post(self._want, wait)
         if count:
             enough.wait(timeout_s)
+            self._check_open()
         self._post(self._unwant, wait)
         return set(there)
 
     def value(self, id: str) -> Any:
         found = self._values.get(id)
         if found is None:
-            if self._specs.get(id) is not None:
-                raise FileNotFoundError(id)
-            raise session.lost(id)
+            if id in self._gone or id not in self._specs:
+                raise session.lost(id)
+            raise FileNotFoundError(id)
         return session.unwrap(*found)
 
     # -- the thread that talks with the workers --------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._closed:
+        try:
+            self._serve()
+        finally:  # nobody waits for what will never come
+            self._closed = True
+            for wait in [wait for waits in list(self._waits.values()) for wait in waits]:
+                wait.tell("")
+
+    def _serve(self) -> None:
+        while True:
             while self._inbox:
                 do, args = self._inbox.popleft()
                 do(*args)
+            if self._over:
+                return
             self._flush()
             self._asleep = True
             ready = self._selector.select(0 if self._inbox else None)
@@ -222,6 +234,9 @@ class Pool(Session):
                     self._woken.recv(4096)
                 else:
                     self._talk(key.data, mask)
+
+    def _finish(self) -> None:
+        self._over = True
 
     def _talk(self, process: Process, mask: int) -> None:
         if mask & selectors.EVENT_WRITE:
@@ -349,7 +364,7 @@ class Pool(Session):
             if node in self._processes:
                 self._say(node, w.THERE, wait, id, *self._values.get(id, ()))
 
-        self._want(Wait([id], 1, tell))
+        self._want(Wait([id], tell))
 
     def _pinned_there(self, node: int, id: str) -> None:
         self._handle(e.Pinned(id))
@@ -403,7 +418,12 @@ class Pool(Session):
             if spec is not None:
                 _discard(spec[1].arguments)
             self._deaths.pop(command.task, None)
-        elif isinstance(command, (e.Available, e.Gone)):
+            self._gone.discard(command.task)
+        elif isinstance(command, e.Available):
+            self._gone.discard(command.object)
+            self._answer(command.object)
+        elif isinstance(command, e.Gone):
+            self._gone.add(command.object)
             self._answer(command.object)
         elif isinstance(command, e.Restore):
             self._say(command.node, w.RESTORE, command.actor, self._checkpoints[command.actor, command.method])

@@ -130,7 +130,9 @@ class Session:
                 return Input(len(inputs) - 1)
 
             args, kwargs = tuple(map(stand_in, args)), {name: stand_in(value) for name, value in kwargs.items()}
-        spec = Spec(self._digest(function), payload.dumps((args, dict(kwargs)), self.segments), method, checkpoint_every)
+        spec = Spec(
+            self._digest(function), payload.dumps((args, dict(kwargs)), self.segments), method, checkpoint_every
+        )
         kind = f"{function.__qualname__}.{method}" if method else getattr(function, "__qualname__", repr(function))
         asked = tuple(sorted(needs.items())) if needs else ()
         return self.send(Task(id, kind, tuple(inputs), asked, id if new_actor else actor), spec)
@@ -173,10 +175,9 @@ class Session:
         if not 0 <= k <= len(refs):
             raise UsageError(f"k={k}, but there are {len(refs)} references.", "k is at most how many there are.")
         there = self.wanted([ref.id for ref in refs], k, None if timeout is None else seconds(timeout, "timeout"))
-        done, rest = [], []
-        for ref in refs:
-            (done if ref.id in there and len(done) < max(k, 1) else rest).append(ref)
-        return done, rest
+        done = [ref for ref in refs if ref.id in there][: max(k, 1)]
+        chosen = {id(ref) for ref in done}
+        return done, [ref for ref in refs if id(ref) not in chosen]
 
 
 _sessions: list[Session] = []

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from nubes.data.tasks import events as e
 from nubes.data.tasks.controller import Tasks
 from nubes.data.tasks.models import Hardware, Work
@@ -178,11 +176,11 @@ class Simulation:
     def _start(self, node: Node) -> None:
         """Starts what is ready, in order: an actor's methods do not pass each other."""
         while node.alive and node.free and node.queue:
-            for place, (command, ready_s) in enumerate(node.queue):
-                if ready_s <= self.now and not self._behind(node, place):
-                    break
-            else:
+            ready = (i for i, (_, at_s) in enumerate(node.queue) if at_s <= self.now and not self._behind(node, i))
+            place = next(ready, -1)
+            if place < 0:
                 return
+            command = node.queue[place][0]
             del node.queue[place]
             if isinstance(command, e.Run):
                 self._begin(node, command)
