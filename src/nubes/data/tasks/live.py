@@ -397,6 +397,8 @@ class Pool(Session):
         for id in wait.ids:
             if wait in self._waits.get(id, ()):
                 self._waits[id].remove(wait)
+                if not self._waits[id]:
+                    del self._waits[id]
 
     def _answer(self, id: str) -> None:
         for wait in self._waits.pop(id, ()):

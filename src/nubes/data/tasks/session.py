@@ -175,7 +175,7 @@ class Session:
         if not 0 <= k <= len(refs):
             raise UsageError(f"k={k}, but there are {len(refs)} references.", "k is at most how many there are.")
         there = self.wanted([ref.id for ref in refs], k, None if timeout is None else seconds(timeout, "timeout"))
-        done = [ref for ref in refs if ref.id in there][: max(k, 1)]
+        done = [ref for ref in refs if ref.id in there][:k]
         chosen = {id(ref) for ref in done}
         return done, [ref for ref in refs if id(ref) not in chosen]
 
