@@ -17,6 +17,8 @@ def status_of(plane: ControlPlane, limit: int = 1000) -> dict[str, Any]:
     controller = plane.controller
     now = plane.clock()
     pids = {id: process.pid for id, process in plane.processes.instances.items()}
+    for member in plane.agents.members.values() if plane.agents is not None else ():
+        pids |= member.pids
     parents = plane.processes.parents.pids()
     return {
         "pid": os.getpid(),
