@@ -42,10 +42,11 @@ SETTINGS = (
     Setting("keep-alive", str, "", "the keep-alive policy"),
     Setting("queueing", str, "", "the queueing policy"),
     Setting("cold-start", str, "", "the cold-start policy"),
+    Setting("placement", str, "", "the placement policy"),
     Setting("cpu", float, 0.0, "CPU cores to give out; 0: all there are"),
     Setting("memory", str, "", 'memory to give out, e.g. "8GiB"; empty: most of what there is'),
 )
-POLICIES = ("keep-alive", "queueing", "cold-start")
+POLICIES = ("keep-alive", "queueing", "cold-start", "placement")
 
 
 def user_file() -> Path:

@@ -91,6 +91,8 @@ def test_settings_reach_the_server(nubes: Nubes, tmp_path: Path) -> None:
     try:
         said = json.loads(up.stdout)
         assert (said["cpu"], said["memory_bytes"]) == (1.5, 2**30)
-        assert said["policies"] == {"keep-alive": "lru", "queueing": "sjf", "cold-start": "seuss"}
+        assert said["policies"] == {
+            "keep-alive": "lru", "queueing": "sjf", "cold-start": "seuss", "placement": "balanced",
+        }  # fmt: skip
     finally:
         nubes("down")

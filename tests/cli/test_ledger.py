@@ -25,7 +25,7 @@ PHASES = (0.1, 0.05, 0.25, 0.08)  # fork, environment, import, setup
 
 def begun(cold_start: str, *specs: FunctionSpec) -> list[tuple[float, Any]]:
     return [
-        (0.0, e.CapacitySet(4.0, 8 << 30)),
+        (0.0, e.MachineReady(4.0, 8 << 30)),
         (0.0, e.PolicySet("cold-start", cold_start)),
         (1.0, e.Deployed("a", 1, specs)),
     ]

@@ -37,6 +37,7 @@ from nubes.kernel.policy import decision, policies, policy
 
 MIB = 1 << 20
 CODEC = Codec(e.EVENTS)
+SEAMS = ("keep-alive", "queueing", "cold-start", "placement")
 OURS = ("monkey", "monkey-limits")
 
 
@@ -124,8 +125,9 @@ class Failure(AssertionError):
 
 
 class _Process:
-    def __init__(self, function: str) -> None:
+    def __init__(self, function: str, machine: int) -> None:
         self.function = function
+        self.machine = machine
         self.ready = False
         self.calls: set[int] = set()
 
@@ -138,7 +140,7 @@ class Monkey:
     ) -> None:
         self.r = r = random.Random(seed)
         self.seed, self.twins, self.trace = seed, twins, trace
-        self.names = names or {s: [p.name for p in policies(s)] for s in ("keep-alive", "queueing", "cold-start")}
+        self.names = names or {s: [p.name for p in policies(s)] for s in SEAMS}
         self.exec_s = r.choice([1.0, 1e-5])
         self.now = 1_700_000_000.0
         self.cpu = r.choice([1.0, 2.0, 4.0, 16.0, inf])
@@ -153,6 +155,8 @@ class Monkey:
         self.processes: dict[int, _Process] = {}
         self.dead: list[int] = []  # instances that are gone, of which late news may come
         self.nodes: dict[int, bool] = {}  # -> ready
+        self.machines: dict[int, bool] = {0: True}  # -> whether it takes anything
+        self.node_machine: dict[int, int] = {}
         self.calls: dict[int, e.Submitted] = {}  # accepted, not resolved
         self.gone: set[int] = set()  # resolved
         self.last = 0  # id of the newest call
@@ -191,7 +195,8 @@ class Monkey:
         likely: list[tuple[float, Callable[[], None]]] = [
             (30, self.submit), (20, self.ready), (25, self.finish), (5, self.lose), (4, self.cancel), (1, self.hang_up),
             (6, self.node_ready), (2, self.node_lost), (2, self.spurious), (1, self.deploy), (0.3, self.remove),
-            (1, self.switch), (0.7, self.resize), (0.4, self.restart), (1, self.fork_twin),
+            (1, self.switch), (0.7, self.resize), (0.4, self.restart),
+            (0.8, self.machine_ready), (0.5, self.machine_drains), (0.5, self.machine_lost), (1, self.fork_twin),
         ]  # fmt: skip
         r.choices([what for _, what in likely], [weight for weight, _ in likely])[0]()
 
@@ -374,9 +379,33 @@ class Monkey:
         self.feed(e.PolicySet(seam, name, self.r.choice(functions) if one else ""))
 
     def resize(self) -> None:
+        self.machines[0] = True
         self.cpu = self.r.choice([1.0, 2.0, 4.0, 16.0])
         self.memory = self.r.choice([512, 2048, 16384]) * MIB
-        self.feed(e.CapacitySet(self.cpu, self.memory))
+        self.feed(e.MachineReady(self.cpu, self.memory))
+
+    def machine_ready(self) -> None:
+        id = self.r.randrange(4)
+        self.machines[id] = True
+        cpu, memory = self.r.choice([0.5, 2.0, 16.0]), self.r.choice([512, 2048, 16384]) * MIB
+        self.feed(e.MachineReady(cpu, memory, id, self.r.choice(["", "rack"])))
+
+    def machine_drains(self) -> None:
+        id = self.r.randrange(5)
+        if id in self.machines:
+            self.machines[id] = False
+        self.feed(e.MachineDraining(id))
+
+    def machine_lost(self) -> None:
+        id = self.r.randrange(5)
+        self.machines.pop(id, None)
+        gone = [i for i, p in self.processes.items() if p.machine == id]
+        self.dead += gone
+        for i in gone:
+            del self.processes[i]
+        for node in [n for n in self.nodes if self.node_machine[n] == id]:
+            del self.nodes[node]
+        self.feed(e.MachineLost(id, "its power failed"))
 
     def restart(self) -> None:
         if self.r.random() < 0.5:  # as a driver does, from a snapshot
@@ -384,6 +413,7 @@ class Monkey:
         self.dead += list(self.processes)
         self.processes.clear()
         self.nodes.clear()
+        self.machines = {id: True for id in self.machines if not id}
         self.timers.clear()
         self.specs.pop("eph", None)
         for id in [id for id, event in self.calls.items() if not event.keep]:
@@ -392,7 +422,8 @@ class Monkey:
         self.pass_time(self.r.choice([0.0, 10.0, 1000.0]))
         self.feed(e.Restarted())
         if self.r.random() < 0.5:
-            self.feed(e.CapacitySet(self.cpu if self.cpu < inf else 64.0, self.memory))
+            self.machines[0] = True
+            self.feed(e.MachineReady(self.cpu if self.cpu < inf else 64.0, self.memory))
 
     def fork_twin(self) -> None:
         """From here on a copy of the controller sees what the controller sees."""
@@ -421,7 +452,7 @@ class Monkey:
             self.obey(command, event)
         self.excess = invariants.excess(self.c)
         problems = invariants.check(self.c)
-        if not isinstance(event, (e.CapacitySet, e.Deployed)) and (
+        if not isinstance(event, (e.MachineReady, e.Deployed)) and (
             self.excess[0] > before[0] or self.excess[1] > before[1]
         ):
             problems.append(f"in use beyond capacity: {before} before, {self.excess} now")
@@ -470,7 +501,11 @@ class Monkey:
                 wrong = "started twice"
             if command.node and command.node not in self.nodes:
                 wrong = "forked from a parent that is gone"
-            self.processes[command.instance] = _Process(command.function)
+            if not self.machines.get(command.machine):
+                wrong = "started on a machine that takes nothing"
+            if command.node and self.node_machine.get(command.node) != command.machine:
+                wrong = "forked from a parent of another machine"
+            self.processes[command.instance] = _Process(command.function, command.machine)
         elif kind is e.StopInstance:
             self.processes.pop(command.instance, None)  # one that still waits for its parent has no process
             self.dead.append(command.instance)
@@ -503,10 +538,18 @@ class Monkey:
         elif kind is e.GrowNode:
             if command.node in self.nodes or (command.parent and command.parent not in self.nodes):
                 wrong = "grown twice, or from nothing"
+            if command.machine not in self.machines:
+                wrong = "grown on a machine that is gone"
             self.nodes[command.node] = False
+            self.node_machine[command.node] = command.machine
         elif kind is e.PruneNode:
             if self.nodes.pop(command.node, None) is None:
                 wrong = "pruned twice"
+        elif kind is e.Drained:
+            if self.machines.get(command.machine, True) or any(
+                p.machine == command.machine for p in self.processes.values()
+            ):
+                wrong = "it is not"
         else:
             wrong = "unknown"
         if wrong:
@@ -514,6 +557,9 @@ class Monkey:
 
     def drain(self) -> None:
         """No more work comes and all that runs answers well: every call must be answered."""
+        if not any(self.machines.values()):
+            self.machines[0] = True
+            self.feed(e.MachineReady(64.0, 16384 * MIB))
         for _ in range(5000):
             if not self.calls:
                 return

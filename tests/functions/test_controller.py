@@ -81,7 +81,7 @@ def test_what_no_longer_fits_says_so_when_its_turn_comes() -> None:
     d = Desk(spec("f", cpu=2.0), cpu=2.0)
     first, second = d.call("f"), d.call("f")
     d.ready()
-    d(e.CapacitySet(1.0, GIB))
+    d(e.MachineReady(1.0, GIB))
     assert d.status(second) == FAILED
     d.done(first)
     assert d.status(first) == SUCCEEDED
@@ -312,7 +312,7 @@ def test_an_ephemeral_app_goes_with_its_client() -> None:
     d.ready()
     d.deploy(FunctionSpec(name="b/waits", memory_bytes=3 * GIB), app="b")
     call = d.call("f", owner=5, keep=True)
-    d(e.CapacitySet(8.0, 3 * GIB))
+    d(e.MachineReady(8.0, 3 * GIB))
     d(e.Submitted(99, "b/waits"))
     d(e.ClientGone(5, ("a",)))
     assert [s.function for s in d.of(e.StartInstance)] == ["b/waits"]
@@ -643,7 +643,7 @@ def test_a_pre_warmed_instance_takes_no_memory_from_those_asked_for() -> None:
     d.c.functions["a/f"].keep_alive = Forecast()
     d.done((d.call("f"), d.ready())[0])
     (timer,) = [t for t in d.of(e.SetTimer) if t.key[0].startswith("prewarm")]
-    d(e.CapacitySet(8.0, GIB))
+    d(e.MachineReady(8.0, GIB))
     d.timer(*timer.key, after=30.0)
     assert d.of(e.StopInstance) == []
     assert d.starting() == []

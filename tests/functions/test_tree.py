@@ -9,7 +9,7 @@ from typing import Any
 from nubes.functions.events import GrowNode, NodeReady, PruneNode, StartInstance
 from nubes.functions.seams import ColdStart, FunctionView, Grow, KeepAlive, NodeView, Plan
 from nubes.functions.spec import FunctionSpec
-from nubes.functions.state import Function, Instance
+from nubes.functions.state import Function, Instance, Machine
 from nubes.functions.tree import MAX_FAILURES, Tree
 
 
@@ -33,6 +33,7 @@ class Forest:
     def __init__(self, *grow: Grow, source: int = 0, wait: bool = True, budget: float = inf) -> None:
         self.policy = Scripted(Plan(source, grow, wait))
         self.tree = Tree(self.policy, budget)
+        self.machine = Machine(0, inf, inf)
         self.ids = 0
 
     def function(self, name: str = "f", variant: str = "", environment: str = "") -> Function:
@@ -42,7 +43,7 @@ class Forest:
     def start(self, name: str = "f", variant: str = "", environment: str = "") -> tuple[Instance, list[Any]]:
         self.ids += 1
         out: list[Any] = []
-        instance = Instance(self.ids, self.function(name, variant, environment), 1.0)
+        instance = Instance(self.ids, self.function(name, variant, environment), self.machine, 1.0)
         self.tree.start(instance, 1.0, out)
         return instance, out
 
@@ -180,13 +181,13 @@ def test_over_its_budget_the_tree_loses_the_leaves_worth_least() -> None:
     assert out == [StartInstance(4, "a/f", "", 4), PruneNode(4, "the tree is over its budget")]
     assert set(forest.tree.where) == {1, 2, 3}
     assert forest.tree.where[1].children == 2
-    forest.tree.budget_bytes = 5
+    forest.tree.budgets[0] = 5
     forest.policy.worths.update({1: inf, 2: 1.0, 3: 2.0})
     out = []
-    forest.tree.trim(5.0, out)
+    forest.tree.trim(0, 5.0, out)
     assert [c.node for c in out] == [2, 3]
-    forest.tree.budget_bytes = 0
-    forest.tree.trim(5.0, out)
+    forest.tree.budgets[0] = 0
+    forest.tree.trim(0, 5.0, out)
     assert set(forest.tree.where) == {1}  # of infinite worth
 
 

@@ -37,7 +37,8 @@ def test_what_was_recorded_comes_out_the_same_under_what_was_live(
     tmp_path: Path, keep_alive: str, cold_start: str
 ) -> None:
     recording = _recorded(tmp_path, keep_alive, cold_start)
-    assert recording.policies == {"keep-alive": keep_alive, "queueing": "fifo", "cold-start": cold_start}
+    decide = {"keep-alive": keep_alive, "queueing": "fifo", "cold-start": cold_start, "placement": "balanced"}
+    assert recording.policies == decide
     assert recording.left_out == 0
     again = simulate(recording.workload, Functions(), controls=recording.controls)
     measured = recording.measured
@@ -139,7 +140,7 @@ def test_other_policies_take_the_place_of_all_that_were_live(tmp_path: Path) -> 
     recording = _recorded(tmp_path, "fixed-window(keep=4s)", "fresh")
     kinds = [type(event) for _, event in recording.without_policies(capacity=False)]
     assert e.PolicySet not in kinds
-    assert e.CapacitySet not in kinds
+    assert e.MachineReady not in kinds
     assert e.Deployed in kinds
 
 
@@ -164,10 +165,10 @@ def test_policies_within_the_gap_share_a_place(tmp_path: Path) -> None:
 
 
 def test_a_log_without_its_beginning_or_without_answers_is_refused(tmp_path: Path) -> None:
-    write_events(tmp_path / "empty", [(0.0, e.CapacitySet(1.0, GIB))])
+    write_events(tmp_path / "empty", [(0.0, e.MachineReady(1.0, GIB))])
     with pytest.raises(UsageError, match="No call"):
         load(tmp_path / "empty")
-    write_events(tmp_path / "cut", [(0.0, e.CapacitySet(1.0, GIB))])
+    write_events(tmp_path / "cut", [(0.0, e.MachineReady(1.0, GIB))])
     segment = next((tmp_path / "cut" / "log").glob("*.log"))
     segment.rename(segment.with_name(f"{5:016d}.log"))
     with pytest.raises(UsageError, match="starts at record 5"):

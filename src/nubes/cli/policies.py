@@ -18,7 +18,7 @@ group = typer.Typer(
 
 @group.command("set")
 def set_(
-    seam: Annotated[str, typer.Argument(metavar="SEAM", help="keep-alive, queueing or cold-start.")],
+    seam: Annotated[str, typer.Argument(metavar="SEAM", help="keep-alive, queueing, cold-start or placement.")],
     policy: Annotated[
         str, typer.Argument(metavar="POLICY", help="A name, or a name with arguments: fixed-window(keep=10m).")
     ],

@@ -26,7 +26,7 @@ Trace = Annotated[
 Seeds = Annotated[int, typer.Option(min=1, help="How many times, with other random draws, what a trace leaves open.")]
 
 
-FUNCTION_OPTIONS = ("keep_alive", "queueing", "cold_start", "cpu", "memory")
+FUNCTION_OPTIONS = ("keep_alive", "queueing", "cold_start", "placement", "machines", "cpu", "memory")
 LLM_OPTIONS = (
     "batching", "ordering", "preemption", "retention", "speculation", "hits", "instances", "block_size", "slo", "rate",
     "until", "price",
@@ -54,9 +54,13 @@ def replay(
     ] = "fixed-window,hybrid-histogram,cidre",
     queueing: Annotated[str, typer.Option(help="The same for queueing.")] = "",
     cold_start: Annotated[str, typer.Option(help="The same for cold starts.")] = "",
-    cpu: Annotated[float | None, typer.Option(help="CPU cores to give out.", show_default="unlimited")] = None,
+    placement: Annotated[str, typer.Option(help="The same for placement.")] = "",
+    machines: Annotated[str, typer.Option(help="Numbers of machines to compare, with commas between.")] = "1",
+    cpu: Annotated[
+        float | None, typer.Option(help="CPU cores that a machine gives out.", show_default="unlimited")
+    ] = None,
     memory: Annotated[
-        str | None, typer.Option(help='Memory to give out, e.g. "64GiB".', show_default="unlimited")
+        str | None, typer.Option(help='Memory that a machine gives out, e.g. "64GiB".', show_default="unlimited")
     ] = None,
     llm: llms.Llm = "",
     batching: llms.Batching = "",
@@ -92,6 +96,7 @@ def replay(
     chosen = configurations(
         split(keep_alive) or [""], split(queueing) or [""], split(cold_start) or [""],
         inf if cpu is None else cpu, inf if memory is None else size_bytes(memory, "memory"),
+        split(placement) or [""], [_machines(number) for number in split(machines)],
     )  # fmt: skip
     workload = _workload(trace, data, seeds)
     with progress_bar() as progress:
@@ -108,6 +113,12 @@ def replay(
     output.console().print(table(report))
     if html is not None:
         print(f"The page is {html}.")
+
+
+def _machines(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise UsageError(f"{text!r} is no number of machines.", "Write one or more, e.g. --machines 1,4.")
+    return int(text)
 
 
 def _one_kind(ctx: typer.Context, llm: bool) -> None:
@@ -147,7 +158,7 @@ def why(
 
 def try_policy(
     file: Annotated[str, typer.Argument(metavar="FILE[::NAME]", help="A Python file with a policy in it.")],
-    seam: Annotated[str, typer.Option(help="keep-alive, queueing or cold-start.")] = "keep-alive",
+    seam: Annotated[str, typer.Option(help="keep-alive, queueing, cold-start or placement.")] = "keep-alive",
     trace: Annotated[list[str] | None, typer.Option(help="Workloads to try it on; may be repeated.")] = None,
     seeds: Seeds = 3,
     html: Html = None,

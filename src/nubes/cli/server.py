@@ -34,6 +34,7 @@ def up(
     keep_alive: Annotated[str | None, typer.Option(help="The keep-alive policy.")] = None,
     queueing: Annotated[str | None, typer.Option(help="The queueing policy.")] = None,
     cold_start: Annotated[str | None, typer.Option(help="The cold-start policy.")] = None,
+    placement: Annotated[str | None, typer.Option(help="The placement policy, for several machines.")] = None,
     cpu: Annotated[float | None, typer.Option(help="CPU cores to give out.", show_default="all")] = None,
     memory: Annotated[
         str | None, typer.Option(help='Memory to give out, e.g. "8GiB".', show_default="most of it")
@@ -50,6 +51,7 @@ def up(
         keep_alive=keep_alive,
         queueing=queueing,
         cold_start=cold_start,
+        placement=placement,
         cpu=cpu,
         memory=memory,
     )
@@ -107,11 +109,7 @@ def _announce(plane: ControlPlane, url: str, json: bool) -> None:
     from nubes import __version__
 
     controller = plane.controller
-    policies = {
-        "keep-alive": controller.keep_alives[""].text,
-        "queueing": controller.queueing.text,
-        "cold-start": controller.tree.policy.text,
-    }
+    policies = {seam: policy.text for seam, policy in controller.policies.items()}
     token = plane.folder / "token"
     if json:
         output.as_json_line({

@@ -7,8 +7,8 @@ from nubes.functions.answers import known, leave, resolve
 from nubes.functions.deployments import pool, remove
 from nubes.functions.events import CANCELLED, FAILED, SUCCEEDED
 from nubes.functions.instances import stop
-from nubes.functions.queues import enqueue, unqueue
-from nubes.functions.serving import after_stop, arrived, freed, released, serve
+from nubes.functions.queues import unqueue
+from nubes.functions.serving import after_stop, arrived, freed, offer, released
 from nubes.functions.state import RETRIES, WAITS, Call, State
 
 SMOOTHING = 0.2  # weight of the newest sample in moving averages
@@ -87,8 +87,7 @@ def retry(c: State, call: Call, now: float) -> None:
 def retry_timer(c: State, id: int, now: float) -> None:
     call = c.calls.get(id)
     if call is not None and call.instance == RETRIES:
-        enqueue(c, call.function, call)
-        serve(c, call.function, now)
+        offer(c, call.function, call, now)
 
 
 def cancelled(c: State, event: e.Cancelled, now: float) -> None:

@@ -1,4 +1,4 @@
-"""What changes for all functions at once: policies, capacity, and the control plane itself, which comes back."""
+"""What changes for all functions at once: policies, and the control plane itself, which comes back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nubes.functions.deployments import keep_alive_of, pools, remove, set_due, s
 from nubes.functions.instances import drop, fall_idle
 from nubes.functions.queues import enqueue, refill, waiting
 from nubes.functions.seams import KeepAlive
-from nubes.functions.serving import ensure, line_up, released
+from nubes.functions.serving import line_up, released, serve
 from nubes.functions.state import Function, State
 
 
@@ -31,6 +31,8 @@ def policy_set(c: State, event: e.PolicySet, now: float) -> None:
             refill(c, f, sorted(waiting(f), key=lambda call: call.arrived_s))
         line_up(c, now)
         start_ticking(c, now)
+    elif event.seam == "placement":
+        c.placement = c._make("placement", event.policy)
     elif event.seam == "cold-start":
         c.tree.policy = c._make("cold-start", event.policy)
     released(c, now)
@@ -41,20 +43,19 @@ def _switch(c: State, f: Function, policy: KeepAlive, now: float) -> None:
     f.keep_alive = policy
     for instance in [i for i in f.instances.values() if i.ready and not i.load]:
         fall_idle(c, instance, now)
-
-
-def capacity_set(c: State, event: e.CapacitySet, now: float) -> None:
-    c.cpu, c.memory_bytes = event.cpu, event.memory_bytes
-    c.tree.budget_bytes = event.memory_bytes * c.tree_share
-    c.tree.trim(now, c.out)
-    released(c, now)
-    for f in c.functions.values():
-        ensure(c, f, now)
+    if f.queued and f.open and not f.blocked:  # they may have been bound to other instances
+        serve(c, f, now)
 
 
 def restarted(c: State, event: e.Restarted, now: float) -> None:
-    """Durable calls start over, whatever state they were in; schedules and ticks go on."""
+    """Durable calls start over, whatever state they were in; schedules and ticks go on. Other machines join anew."""
     c.tree.clear()
+    for id in [id for id in c.machines if id]:
+        del c.machines[id]
+        c.tree.forget(id)
+    for machine in c.machines.values():
+        machine.draining = False
+    c.draining = 0
     for instance in list(c.instances.values()):
         drop(c, instance, now)
     disconnect(c)

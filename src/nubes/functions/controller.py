@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from nubes.functions import calendar, calls, changes, deployments, lifecycle
+from nubes.functions import calendar, calls, changes, deployments, lifecycle, machines
 from nubes.functions import events as e
 from nubes.functions.serving import serve
 from nubes.functions.state import State
@@ -53,7 +53,8 @@ def _held(c: State, name: str, now: float) -> None:
 def _tick(c: State, number: int, now: float) -> None:
     if number != c.ticks:
         return  # of an earlier policy
-    c.queueing.tick(c.cpu_used / c.cpu if c.cpu else 1.0, now)
+    cpu = c.cpu
+    c.queueing.tick(c.cpu_used / cpu if cpu else 1.0, now)
     c.out.append(e.SetTimer(now + c.queueing.tick_s, ("tick", number)))
     for f in list(c.functions.values()):
         if f.queued and not f.blocked:
@@ -83,6 +84,8 @@ HANDLERS: dict[type, Callable[[State, Any, float], None]] = {
     e.Cancelled: calls.cancelled,
     e.ClientGone: calls.client_gone,
     e.PolicySet: changes.policy_set,
-    e.CapacitySet: changes.capacity_set,
+    e.MachineReady: machines.ready,
+    e.MachineDraining: machines.draining,
+    e.MachineLost: machines.lost,
     e.Restarted: changes.restarted,
 }

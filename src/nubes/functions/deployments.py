@@ -116,8 +116,8 @@ def _replace(c: State, f: Function, spec: FunctionSpec, version: int, now: float
     f.become(spec, version, keep_alive_of(c, spec))
     f.failures = 0
     for instance in f.instances.values():  # what they hold is accounted at the new size from here on
-        c.memory_used += spec.memory_bytes - memory_bytes
-        c.cpu_used += f.cpu - cpu
+        instance.machine.memory_used += spec.memory_bytes - memory_bytes
+        instance.machine.cpu_used += f.cpu - cpu
         f.open.pop(instance.id, None)
 
 

@@ -50,6 +50,7 @@ class Submitted(Event, frozen=True):
     key: str = ""  # idempotency key
     input: bytes = b""  # only if `keep`
     owner: int = 0  # the client connection that waits for it
+    near: tuple[tuple[int, int], ...] = ()  # (machine, bytes of the input that lie there)
 
     @property
     def durable(self) -> bool:
@@ -150,11 +151,26 @@ class PolicySet(Event, frozen=True):
     function: str = ""
 
 
-class CapacitySet(Event, frozen=True):
-    """What the machine has to give."""
+class MachineReady(Event, frozen=True, tag="CapacitySet"):  # what it was called when there was only one
+    """A machine joined, or has more or less to give than before. 0 is the one that the control plane runs on."""
 
     cpu: float
     memory_bytes: int
+    machine: int = 0
+    zone: str = ""  # what fails together
+
+
+class MachineDraining(Event, frozen=True):
+    """A machine is to go: it takes nothing new, and `Drained` tells when nothing is left on it."""
+
+    machine: int
+
+
+class MachineLost(Event, frozen=True):
+    """A machine is gone, with everything on it."""
+
+    machine: int
+    reason: str = ""
 
 
 class Restarted(Event, frozen=True):
@@ -163,17 +179,19 @@ class Restarted(Event, frozen=True):
 
 EVENTS = (
     Deployed, Removed, Submitted, Cancelled, ClientGone, InstanceReady, InstanceLost, Finished,
-    NodeReady, NodeLost, TimerFired, PolicySet, CapacitySet, Restarted,
+    NodeReady, NodeLost, TimerFired, PolicySet, Restarted,
+    MachineReady, MachineDraining, MachineLost,
 )  # fmt: skip
 
 
 class StartInstance(Command, frozen=True):
-    """Fork an instance of `function` from `node` (0: a fresh interpreter)."""
+    """Fork an instance of `function` on `machine` from `node` (0: a fresh interpreter)."""
 
     instance: int
     function: str
     variant: str
     node: int
+    machine: int = 0
 
 
 class StopInstance(Command, frozen=True):
@@ -230,8 +248,15 @@ class GrowNode(Command, frozen=True):
     environment: str
     imports: tuple[str, ...]
     function: str = ""
+    machine: int = 0
 
 
 class PruneNode(Command, frozen=True):
     node: int
     reason: str = ""
+
+
+class Drained(Command, frozen=True):
+    """No instance is left on a machine that is to go."""
+
+    machine: int

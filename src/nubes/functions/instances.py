@@ -5,18 +5,21 @@ from __future__ import annotations
 from heapq import heappush
 from math import inf
 
+import msgspec
+
 from nubes.functions.answers import resolve
-from nubes.functions.events import FAILED, SetTimer, StopInstance
-from nubes.functions.queues import enqueue
-from nubes.functions.state import Function, Instance, State
+from nubes.functions.events import FAILED, Drained, SetTimer, StopInstance
+from nubes.functions.queues import enqueue, head
+from nubes.functions.state import Function, Instance, Machine, State
 
 LOSSES = 2  # instances that may be lost under a durable call before it gets an error
 SHORT = (inf, inf, inf)  # the place in the line of one that waits for instances ahead of calls: behind all calls
 
 
 def fits(c: State, f: Function) -> bool:
-    """Whether one instance of `f` would fit if it were alone."""
-    return f.cpu <= c.cpu and f.spec.memory_bytes <= c.memory_bytes
+    """Whether one instance of `f` would fit on a machine if it were alone there. If there is none, one may join yet."""
+    machines = [m for m in c.machines.values() if not m.draining]
+    return not machines or any(f.cpu <= m.cpu and f.spec.memory_bytes <= m.memory_bytes for m in machines)
 
 
 def start(c: State, f: Function, count: int, now: float, ahead: bool = False) -> int:
@@ -26,35 +29,63 @@ def start(c: State, f: Function, count: int, now: float, ahead: bool = False) ->
     while started < count:
         if spec.max_instances and len(f.instances) >= spec.max_instances:
             break
-        if c.cpu_used + f.cpu > c.cpu or not _make_room(c, f, ahead, now):
+        machine = _place(c, f, ahead, now)
+        if machine is None:
             break
         c.instance_ids += 1
-        instance = Instance(c.instance_ids, f, now)
-        c.instances[instance.id] = f.instances[instance.id] = instance
+        instance = Instance(c.instance_ids, f, machine, now)
+        c.instances[instance.id] = f.instances[instance.id] = machine.instances[instance.id] = instance
         f.starting += 1
         f.last_start_s = now
-        c.cpu_used += f.cpu
-        c.memory_used += spec.memory_bytes
+        machine.cpu_used += f.cpu
+        machine.memory_used += spec.memory_bytes
+        machine.count(f.request, 1)
         wake(c, instance, now + spec.startup_timeout_s)
         c.tree.start(instance, now, c.out)
         started += 1
     return started
 
 
-def _make_room(c: State, f: Function, ahead: bool, now: float) -> bool:
-    """Evicts idle instances, the least worth first, until one of `f` fits. False if it cannot.
+def _place(c: State, f: Function, ahead: bool, now: float) -> Machine | None:
+    """A machine with room for an instance of `f`, made there if need be; the placement policy chooses among several."""
+    ready = [m for m in c.machines.values() if m.cpu_used + f.cpu <= m.cpu and not m.draining]
+    if len(c.machines) == 1:
+        return ready[0] if ready and _make_room(c, ready[0], f, ahead, now) else None
+    request = f.request
+    if f.queued:
+        near = head(f).near
+        request = msgspec.structs.replace(request, near=near) if near else request
+    roomy = [m for m in ready if m.room(request)]
+    able = roomy or [
+        m for m in ready if m.memory_used + f.spec.memory_bytes - _evictable(f, m, ahead) <= m.memory_bytes
+    ]
+    chosen = c.placement.choose(request, able, now) if able else None
+    if chosen is None:
+        return None
+    machine = c.machines[chosen.id]
+    return machine if _make_room(c, machine, f, ahead, now) else None
+
+
+def _evictable(f: Function, m: Machine, ahead: bool) -> int:
+    """Bytes that eviction could free on a machine for an instance of `f`."""
+    idle = (i.function for i in m.instances.values() if i.ready and not i.load)
+    return sum(g.spec.memory_bytes for g in idle if g is not f and not (ahead and g.ahead))
+
+
+def _make_room(c: State, m: Machine, f: Function, ahead: bool, now: float) -> bool:
+    """Evicts a machine's idle instances, the least worth first, until one of `f` fits. False if it cannot.
 
     What functions asked to have ahead of calls goes last, and only for a call; it comes back when there is room.
     """
-    need = c.memory_used + f.spec.memory_bytes - c.memory_bytes
+    need = m.memory_used + f.spec.memory_bytes - m.memory_bytes
     policy = c.keep_alives[""]
     while need > 0:
         # Of one function's idle instances the longest unused goes first: those are the candidates.
         spare: list[Instance] = []
         asked_for: list[Instance] = []
         for g in _with_idle(c):
-            if g is not f:
-                oldest = next(i for i in g.open.values() if not i.load)
+            oldest = next((i for i in g.open.values() if not i.load and i.machine is m), None) if g is not f else None
+            if oldest is not None:
                 (asked_for if g.ahead and len(g.instances) <= wanted(g) else spare).append(oldest)
         idle = spare or ([] if ahead else asked_for)
         if not idle:
@@ -118,7 +149,14 @@ def stop(c: State, instance: Instance, reason: str, now: float, kill: bool = Fal
     """Takes an instance out of the state and has its process ended; calls it still runs go back to the queue."""
     drop(c, instance, now)
     c.out.append(StopInstance(instance.id, reason, kill))
+    drained(c, instance.machine)
     requeue(c, instance, reason, now, counts=False)
+
+
+def drained(c: State, m: Machine) -> None:
+    """Says so when nothing is left on a machine that is to go."""
+    if m.draining and not m.instances:
+        c.out.append(Drained(m.id))
 
 
 def drop(c: State, instance: Instance, now: float) -> None:
@@ -128,13 +166,16 @@ def drop(c: State, instance: Instance, now: float) -> None:
     del c.instances[instance.id]
     del f.instances[instance.id]
     f.open.pop(instance.id, None)
-    c.memory_used -= f.spec.memory_bytes
+    m = instance.machine
+    del m.instances[instance.id]
+    m.memory_used -= f.spec.memory_bytes
+    m.count(f.request, -1)
     if not instance.ready:
         f.starting -= 1
-        c.cpu_used -= f.cpu
+        m.cpu_used -= f.cpu
     elif instance.load:
         f.busy -= 1
-        c.cpu_used -= f.cpu
+        m.cpu_used -= f.cpu
     else:
         f.idle -= 1
     if c.queueing.limits:
@@ -142,13 +183,18 @@ def drop(c: State, instance: Instance, now: float) -> None:
             c.queueing.finished(f, False, now - started, "", now)
 
 
-def requeue(c: State, instance: Instance, reason: str, now: float, counts: bool = True) -> None:
-    """What becomes of the calls of an instance that is gone; `counts`: as an attempt of those that had begun."""
+def requeue(
+    c: State, instance: Instance, reason: str, now: float, counts: bool = True, guilty: bool = True
+) -> None:  # fmt: skip
+    """What becomes of the calls of an instance that is gone; `counts`: as an attempt of those that had begun.
+
+    A durable call that lost too many instances gets an error, as it may be what ends them; not if it is not `guilty`.
+    """
     calls = [c.calls[id] for id in instance.calls if id in c.calls and c.calls[id].instance == instance.id]
     for call in reversed(calls):
         began = counts and (call is calls[0] or not one_by_one(instance.function))
         retries = call.function.spec.retries.max_retries
-        call.losses += began
+        call.losses += began and (guilty or not call.keep)
         if call.losses > (max(LOSSES, retries) if call.keep else retries):
             resolve(c, call, FAILED, f"The instance that ran the call was lost: {reason}.", b"", now)
         else:

@@ -18,7 +18,7 @@ def check(controller: State) -> list[str]:
     return [
         *_instances(controller),
         *_calls(controller),
-        *_machine(controller),
+        *_machines(controller),
         *_progress(controller),
         *_tree(controller),
     ]
@@ -26,8 +26,9 @@ def check(controller: State) -> list[str]:
 
 def excess(controller: State) -> tuple[float, float]:
     """CPU and memory bytes in use beyond capacity: more than 0 only after capacity shrank or live instances grew."""
-    cpu, memory = controller.cpu_used - controller.cpu, controller.memory_used - controller.memory_bytes
-    return max(0.0, cpu), max(0.0, memory)
+    machines = controller.machines.values()
+    cpu = sum(max(0.0, m.cpu_used - m.cpu) for m in machines)
+    return cpu, sum(max(0.0, m.memory_used - m.memory_bytes) for m in machines)
 
 
 def _instances(c: State) -> Iterator[str]:
@@ -49,10 +50,10 @@ def _instances(c: State) -> Iterator[str]:
         ):
             yield f"{f.name}: {len(f.instances)} instances, more than its {f.spec.max_instances}"
         for instance in f.instances.values():
-            yield from _instance(f, instance)
+            yield from _instance(c, f, instance)
 
 
-def _instance(f: Function, i: Instance) -> Iterator[str]:
+def _instance(c: State, f: Function, i: Instance) -> Iterator[str]:
     if i.function is not f or i.stopping:
         yield f"instance {i.id}: of {i.function.name} and stopping={i.stopping}, but among those of {f.name}"
     if i.load != len(i.calls):
@@ -65,7 +66,9 @@ def _instance(f: Function, i: Instance) -> Iterator[str]:
         yield f"instance {i.id}: nothing ends its calls {sorted(i.calls)} when their time is over"
     if not i.load and i.wake_s > (i.expire_s if i.ready else i.started_s + f.spec.startup_timeout_s):
         yield f"instance {i.id}: nothing ends it when its time is over"
-    right = i.ready and i.version == f.version and i.load < f.room
+    if c.machines.get(i.machine.id) is not i.machine or i.machine.instances.get(i.id) is not i:
+        yield f"instance {i.id}: on machine {i.machine.id}, which does not know it"
+    right = i.takes()
     if (i.id in f.open) != right:
         yield f"instance {i.id} of {f.name}: open is {i.id in f.open}, should be {right} (load {i.load}, uses {i.uses})"
 
@@ -107,13 +110,19 @@ def _calls(c: State) -> Iterator[str]:
         yield f"aliases: {c.aliases}, but calls say {aliases}"
 
 
-def _machine(c: State) -> Iterator[str]:
-    cpu = sum(f.cpu * (f.starting + f.busy) for f in c.functions.values())
-    if cpu != c.cpu_used:
-        yield f"CPU in use is {c.cpu_used!r}, should be {cpu!r}"
-    memory = sum(f.spec.memory_bytes * len(f.instances) for f in c.functions.values())
-    if memory != c.memory_used:
-        yield f"memory in use is {c.memory_used}, should be {memory}"
+def _machines(c: State) -> Iterator[str]:
+    for m in c.machines.values():
+        cpu = sum(i.function.cpu for i in m.instances.values() if i.load or not i.ready)
+        if cpu != m.cpu_used:
+            yield f"machine {m.id}: CPU in use is {m.cpu_used!r}, should be {cpu!r}"
+        memory = sum(i.function.spec.memory_bytes for i in m.instances.values())
+        if memory != m.memory_used:
+            yield f"machine {m.id}: memory in use is {m.memory_used}, should be {memory}"
+    on = {id for m in c.machines.values() for id in m.instances}
+    if on != set(c.instances):
+        yield f"instances: the controller knows {sorted(c.instances)}, its machines {sorted(on)}"
+    if c.draining != sum(m.draining for m in c.machines.values()):
+        yield f"{c.draining} machines are draining, but those are {[m.id for m in c.machines.values() if m.draining]}"
 
 
 def _progress(c: State) -> Iterator[str]:
@@ -130,9 +139,10 @@ def _progress(c: State) -> Iterator[str]:
         held = f.held_s < float("inf")
         if not (f.blocked or held or f.starting or f.busy):
             yield f"{f.name}: {f.queued} calls wait for nothing"
-        if f.blocked and not held and not running:
+        if f.blocked and not held and not running and len(c.machines) > c.draining:
             yield f"{f.name}: waits for room while nothing runs"
-        if not (f.blocked or held) and any(not i.uses or not covered(f) for i in f.open.values()):
+        able = [i for i in f.open.values() if i.load or i.machine.cpu_used + f.cpu <= i.machine.cpu]
+        if not (f.blocked or held) and any(not i.uses or not covered(f) for i in able):
             yield f"{f.name}: {f.queued} calls wait although instances {sorted(f.open)} have room"
 
 
@@ -146,6 +156,9 @@ def _tree(c: State) -> Iterator[str]:
             yield f"node {node.id}: counts {node.children} children, has {children}"
         if node.parent and node.parent not in nodes:
             yield f"node {node.id}: its parent {node.parent} is gone"
+    for machine, _ in c.tree.nodes:
+        if machine not in c.machines:
+            yield f"tree: has parents on machine {machine}, which is gone"
     for id, instances in c.tree.waiting.items():
         if id not in nodes or nodes[id].ready:
             yield f"tree: instances {[i.id for i in instances]} wait for node {id}, which is gone or ready"

@@ -8,7 +8,7 @@ from nubes.functions import events as e
 from nubes.functions.answers import resolve
 from nubes.functions.calls import SMOOTHING, retry
 from nubes.functions.events import TIMED_OUT
-from nubes.functions.instances import drop, one_by_one, requeue, start, stop, wake, wanted
+from nubes.functions.instances import drained, drop, one_by_one, requeue, start, stop, wake, wanted
 from nubes.functions.serving import START_FAILURES, after_stop, ensure, fail_waiting, freed, released
 from nubes.functions.state import Instance, State
 
@@ -26,7 +26,7 @@ def ready(c: State, event: e.InstanceReady, now: float) -> None:
     f.cold_start_s += (took - f.cold_start_s) * (SMOOTHING if f.cold_start_s else 1.0)
     f.starting -= 1
     f.idle += 1
-    c.cpu_used -= f.cpu
+    instance.machine.cpu_used -= f.cpu
     failed, f.failures = f.failures, 0
     freed(c, instance, now)
     if failed:
@@ -37,6 +37,7 @@ def lost(c: State, event: e.InstanceLost, now: float) -> None:
     instance = c.instances.get(event.instance)
     if instance is not None:
         drop(c, instance, now)
+        drained(c, instance.machine)
         _gone(c, instance, event.reason, event.error, now)
 
 

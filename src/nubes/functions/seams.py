@@ -93,15 +93,18 @@ class NodeView:
         "id",
         "imports",
         "last_used_s",
+        "machine",
         "memory_bytes",
         "parent",
         "ready",
     )
 
     def __init__(
-        self, id: int, parent: int, environment: str, imports: frozenset[str], function: str, now: float
-    ) -> None:
+        self, id: int, parent: int, environment: str, imports: frozenset[str], function: str, now: float,
+        machine: int = 0,
+    ) -> None:  # fmt: skip
         self.id = id
+        self.machine = machine
         self.parent = parent
         self.environment = environment
         self.imports = imports  # everything loaded in it, its parent's included
@@ -236,7 +239,7 @@ class ColdStart(Policy):
 
     @decision
     def plan(self, f: FunctionView, nodes: Mapping[int, NodeView], now: float) -> Plan:
-        """Where to start an instance of `f`; `nodes` are those of its environment."""
+        """Where to start an instance of `f`; `nodes` are those of its environment on its machine."""
         raise NotImplementedError
 
     @decision

@@ -9,7 +9,7 @@ from nubes.functions.answers import resolve
 from nubes.functions.events import COLD, DELAYED, FAILED, WARM, Dispatch, SetTimer
 from nubes.functions.instances import SHORT, fall_idle, fits, start, stop, wait_short, wake, wanted
 from nubes.functions.queues import enqueue, head, take
-from nubes.functions.state import Call, Function, Instance, State
+from nubes.functions.state import Call, Function, Instance, Machine, State
 from nubes.kernel.units import show_bytes
 
 START_FAILURES = 3  # starts in a row that may die before the calls that wait get an error
@@ -22,13 +22,18 @@ def arrived(c: State, f: Function, call: Call, now: float) -> None:
     f.arrivals += 1
     f.last_arrival_s = now
     f.prewarm += 1
+    offer(c, f, call, now)
+
+
+def offer(c: State, f: Function, call: Call, now: float) -> None:
+    """A free instance takes a call that comes, or comes again; or it waits."""
     free = f.open and covered(f) and f.spec.batching is None and not c.queueing.limits
     if free and not (c.blocked and _passes(c, f, call, now)):
-        id, instance = f.open.popitem()  # the last in is the first out
-        if instance.load or c.cpu_used + f.cpu <= c.cpu:
+        instance = _open(c, f, call)
+        if instance is not None:
+            del f.open[instance.id]
             dispatch(c, instance, (call,), WARM, now)
             return
-        f.open[id] = instance
     enqueue(c, f, call)
     if f.open or not f.blocked:  # else it waits for room with the others of `f`
         serve(c, f, now)
@@ -37,17 +42,22 @@ def arrived(c: State, f: Function, call: Call, now: float) -> None:
 def serve(c: State, f: Function, now: float) -> None:
     """Gives waiting calls the instances that are open, then asks the policy how many more to start."""
     spec, queueing = f.spec, c.queueing
+    short = False  # all open instances are on machines without CPU
     while f.queued and f.open:
         first = head(f)
         if c.blocked and _passes(c, f, first, now):
             block(c, f, now)
             return
-        instance = next(reversed(f.open.values()))
-        if instance.ready_s < now and covered(f):
+        own = covered(f)  # calls wait for starts of their own: only an instance that is new may take one
+        if own and all(_used(i, now) for i in f.open.values()):
             return
-        if not instance.load and c.cpu_used + f.cpu > c.cpu:
-            block(c, f, now)
-            return
+        instance = _open(c, f, first, now if own else -inf)
+        if instance is None:
+            if len(c.machines) == 1:
+                block(c, f, now)
+                return
+            short = True  # one may be started on another machine
+            break
         if queueing.limits and not _admitted(c, f, now):
             return
         if spec.batching is None:
@@ -72,12 +82,34 @@ def serve(c: State, f: Function, now: float) -> None:
     count = f.keep_alive.start(f, now)
     if queueing.limits:  # calls that are held need no instance yet
         count = min(count, queueing.allowance(f, now))
-    if count <= 0 and not f.instances:
+    if count <= 0 and (not f.instances or (short and not f.busy and not f.starting)):
         count = 1
-    if count <= 0 or (spec.max_instances and len(f.instances) >= spec.max_instances):
-        return
-    if not start(c, f, count, now) and not f.starting:
+    if spec.max_instances and len(f.instances) >= spec.max_instances:
+        count = 0
+    if (count > 0 and not start(c, f, count, now) and not f.starting) or short:
         block(c, f, now)
+
+
+def _open(c: State, f: Function, call: Call, new_s: float = -inf) -> Instance | None:
+    """The instance that takes `call`: the last in is the first out, and nearest to its input if there are machines.
+
+    None if all that have room are idle on machines whose CPU is in use. `new_s`: only one that is new at this time.
+    """
+    if len(c.machines) == 1 and new_s == -inf:
+        instance = next(reversed(f.open.values()))
+        return instance if instance.load or instance.machine.cpu_used + f.cpu <= instance.machine.cpu else None
+    able = [i for i in reversed(f.open.values()) if i.load or i.machine.cpu_used + f.cpu <= i.machine.cpu]
+    if new_s > -inf:
+        able = [i for i in able if not _used(i, new_s)]
+    if call.near and able:
+        there = dict(call.near)
+        return max(able, key=lambda i: there.get(i.machine.id, 0))
+    return able[0] if able else None
+
+
+def _used(instance: Instance, now: float) -> bool:
+    """Whether it took its first calls at an earlier time."""
+    return instance.uses > 0 and instance.ready_s < now
 
 
 def covered(f: Function) -> bool:
@@ -135,7 +167,7 @@ def dispatch(c: State, instance: Instance, calls: tuple[Call, ...], how: int, no
     if not instance.load:
         f.idle -= 1
         f.busy += 1
-        c.cpu_used += f.cpu
+        instance.machine.cpu_used += f.cpu
     first = calls[0]
     for call in calls:
         call.instance = id
@@ -172,15 +204,15 @@ def freed(c: State, instance: Instance, now: float) -> None:
     if not instance.load and instance.uses:
         f.busy -= 1
         f.idle += 1
-        c.cpu_used -= f.cpu
-        if spec.single_use or instance.version != f.version:
-            stop(c, instance, "it was for one call" if spec.single_use else "a newer version is deployed", now)
+        instance.machine.cpu_used -= f.cpu
+        if spec.single_use or not instance.stays():
+            stop(c, instance, _over(instance), now)
             after_stop(c, f, now)
             return
-    if instance.id not in f.open and instance.load < f.room and instance.version == f.version:
+    if instance.id not in f.open and instance.takes():
         f.open[instance.id] = instance
     if f.queued:
-        if instance.uses and _gives_way(c, f):  # a new instance is for the calls it was started for
+        if instance.uses and _gives_way(c, f, instance.machine):  # a new instance is for the calls it was started for
             block(c, f, now)
         else:
             serve(c, f, now)
@@ -190,7 +222,15 @@ def freed(c: State, instance: Instance, now: float) -> None:
         fall_idle(c, instance, now)
 
 
-def _gives_way(c: State, f: Function) -> bool:
+def _over(instance: Instance) -> str:
+    """Why an instance ends after a call."""
+    f = instance.function
+    if f.spec.single_use:
+        return "it was for one call"
+    return "a newer version is deployed" if instance.version != f.version else "its machine is to go, or to shrink"
+
+
+def _gives_way(c: State, f: Function, m: Machine) -> bool:
     """Whether an instance of `f` that came free, and whose own calls wait, is offered to all who wait for room.
 
     It is if CPU is short, or if the first in line has no instance at all: then turns are by order. Who has instances
@@ -199,7 +239,7 @@ def _gives_way(c: State, f: Function) -> bool:
     if not c.blocked:
         return False
     order, _, first = c.blocked[0]
-    return order != SHORT and (not first.instances or c.cpu_used + f.cpu + first.cpu > c.cpu)
+    return order != SHORT and (not first.instances or m.cpu_used + f.cpu + first.cpu > m.cpu)
 
 
 def after_stop(c: State, f: Function, now: float) -> None:
@@ -213,6 +253,8 @@ def after_stop(c: State, f: Function, now: float) -> None:
 def ensure(c: State, f: Function, now: float) -> None:
     """Keeps the instances that the function asked to have ahead of its calls."""
     missing = wanted(f) - len(f.instances)
+    if c.draining:
+        missing += sum(i.machine.draining for i in f.instances.values())
     if missing <= 0 or f.failures >= START_FAILURES or not fits(c, f):
         return
     if start(c, f, missing, now, ahead=True) < missing:
@@ -223,8 +265,10 @@ def block(c: State, f: Function, now: float) -> None:
     """The calls of `f` wait until CPU or memory comes free; if there will never be enough, they get to know."""
     if not fits(c, f):
         needs = f"{f.spec.cpu:g} CPU and {show_bytes(f.spec.memory_bytes)} of memory"
-        all_there_is = f"{c.cpu:g} CPU and {show_bytes(c.memory_bytes)}"
-        fail_waiting(c, f, f"{f.spec.name!r} needs {needs}, but all there is are {all_there_is}.", b"", now)
+        largest = max(c.machines.values(), key=lambda m: (m.cpu, m.memory_bytes))
+        all_there_is = f"{largest.cpu:g} CPU and {show_bytes(largest.memory_bytes)}"
+        where = "all there is are" if len(c.machines) == 1 else f"the largest of {len(c.machines)} machines has"
+        fail_waiting(c, f, f"{f.spec.name!r} needs {needs}, but {where} {all_there_is}.", b"", now)
     elif not f.blocked:
         f.blocked = True
         c.sequence += 1

@@ -6,6 +6,7 @@ from collections import OrderedDict, deque
 from math import floor, inf
 from typing import Any
 
+from nubes.cluster.seams import MachineView, Placement, Request
 from nubes.functions.events import Submitted
 from nubes.functions.seams import CallView, ColdStart, FunctionView, InstanceView, KeepAlive, Queueing
 from nubes.functions.spec import FunctionSpec
@@ -20,8 +21,8 @@ class Call(CallView):
     """A call from its arrival until it is resolved."""
 
     __slots__ = (
-        "also", "asked", "function", "hop", "input", "instance", "keep", "key", "losses", "method", "owner", "route",
-        "started_s",
+        "also", "asked", "function", "hop", "input", "instance", "keep", "key", "losses", "method", "near", "owner",
+        "route", "started_s",
     )  # fmt: skip
 
     def __init__(self, event: Submitted, function: Function, now: float) -> None:
@@ -37,20 +38,32 @@ class Call(CallView):
         self.hop = False  # its input is the output of the step before
         self.key = event.key
         self.owner = event.owner
+        self.near = event.near
         self.instance = WAITS
         self.started_s = 0.0
         self.losses = 0  # instances lost under it
         self.also: tuple[int, ...] = ()  # later calls with the same idempotency key
 
 
+class Machine(MachineView):
+    """A machine and the instances on it."""
+
+    __slots__ = ("instances",)
+
+    def __init__(self, id: int, cpu: float, memory_bytes: float, zone: str = "") -> None:
+        super().__init__(id, cpu, memory_bytes, zone=zone)
+        self.instances: dict[int, Instance] = {}
+
+
 class Instance(InstanceView):
     """One process of a function."""
 
-    __slots__ = ("calls", "expire_s", "node", "ready", "stopping", "version", "wake_s")
+    __slots__ = ("calls", "expire_s", "machine", "node", "ready", "stopping", "version", "wake_s")
     function: Function
 
-    def __init__(self, id: int, function: Function, now: float) -> None:
+    def __init__(self, id: int, function: Function, machine: Machine, now: float) -> None:
         super().__init__(id, function, now)
+        self.machine = machine
         self.calls: dict[int, float] = {}  # call -> when it was dispatched
         self.version = function.version
         self.node = 0
@@ -59,13 +72,22 @@ class Instance(InstanceView):
         self.expire_s = inf  # when its keep-alive runs out
         self.wake_s = inf  # when its pending timer fires; one is enough, it is set anew if it fires too early
 
+    def stays(self) -> bool:
+        """Whether it may be given calls at all: it is not of an earlier version, and its machine can run it."""
+        f, m = self.function, self.machine
+        return self.version == f.version and f.cpu <= m.cpu and not m.draining
+
+    def takes(self) -> bool:
+        """Whether it may be given another call now."""
+        return self.ready and self.load < self.function.room and self.stays()
+
 
 class Function(FunctionView):
     """One pool of interchangeable instances."""
 
     __slots__ = (
         "ahead", "app", "blocked", "cpu", "failures", "held_s", "instances", "keep_alive", "last_start_s", "open",
-        "prewarm", "prewarm_s", "room", "short", "variant", "version", "waiting",
+        "prewarm", "prewarm_s", "request", "room", "short", "variant", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, name: str, spec: FunctionSpec, variant: str, version: int, keep_alive: KeepAlive) -> None:
@@ -91,6 +113,8 @@ class Function(FunctionView):
         self.keep_alive = keep_alive
         self.ahead = bool(spec.min_instances or spec.buffer_instances)  # wants instances ahead of calls
         self.cpu = floor(spec.cpu * 2**20) / 2**20  # what it takes, such that sums are exact
+        group = spec.name if spec.min_instances > 1 else ""  # who has instances ahead of calls wants to be available
+        self.request = Request(spec.name, self.cpu, spec.memory_bytes, group=group)
         self.room = 1 if spec.batching or spec.single_use else spec.concurrency  # dispatches an instance takes at once
 
 
@@ -118,15 +142,18 @@ class State:
         cpu: float = inf,
         memory_bytes: float = inf,
         tree_share: float = 0.25,
+        placement: str | Placement | None = None,
+        machines: int = 1,
     ) -> None:
+        """`cpu` and `memory_bytes` are what each of the `machines` has to give."""
         self.keep_alives: dict[str, KeepAlive] = {"": self._make("keep-alive", keep_alive)}  # by their texts
         self.queueing: Queueing = self._make("queueing", queueing)
-        self.cpu = cpu
-        self.memory_bytes = memory_bytes
+        self.placement: Placement = self._make("placement", placement)
+        self.machines = {id: Machine(id, cpu, memory_bytes) for id in range(machines)}
+        self.draining = 0  # machines that are to go
         self.tree_share = tree_share
         self.tree = Tree(self._make("cold-start", cold_start), memory_bytes * tree_share)
-        self.cpu_used = 0.0
-        self.memory_used = 0
+        self.tree.budgets.update(dict.fromkeys(self.machines, memory_bytes * tree_share))
         self.specs: dict[str, FunctionSpec] = {}
         self.apps: dict[str, tuple[int, tuple[str, ...], bool]] = {}  # name -> version, functions, ephemeral
         self.functions: dict[str, Function] = {}
@@ -148,6 +175,33 @@ class State:
     def _make(self, seam: str, policy: str | Policy | None) -> Any:
         """Every policy comes from here, so that a controller that is looked into can wrap them."""
         return make(seam, policy)
+
+    @property
+    def policies(self) -> dict[str, Policy]:
+        """Who decides, by seam."""
+        return {
+            "keep-alive": self.keep_alives[""],
+            "queueing": self.queueing,
+            "cold-start": self.tree.policy,
+            "placement": self.placement,
+        }
+
+    @property
+    def cpu(self) -> float:
+        """What all machines have to give together; so with the next three."""
+        return sum(m.cpu for m in self.machines.values())
+
+    @property
+    def memory_bytes(self) -> float:
+        return sum(m.memory_bytes for m in self.machines.values())
+
+    @property
+    def cpu_used(self) -> float:
+        return sum(m.cpu_used for m in self.machines.values())
+
+    @property
+    def memory_used(self) -> int:
+        return sum(m.memory_used for m in self.machines.values())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "out": []}

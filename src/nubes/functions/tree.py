@@ -16,12 +16,12 @@ MAX_FAILURES = 3
 
 
 class Tree:
-    """Turns the cold-start policy's plans into commands. `budget_bytes` bounds what all parents may hold."""
+    """Turns the cold-start policy's plans into commands. `budgets`: bytes that a machine's parents may hold."""
 
     def __init__(self, policy: ColdStart, budget_bytes: float = inf) -> None:
         self.policy = policy
-        self.budget_bytes = budget_bytes
-        self.nodes: dict[str, dict[int, NodeView]] = {}  # environment -> its parents
+        self.budgets: dict[int, float] = {0: budget_bytes}  # by machine
+        self.nodes: dict[tuple[int, str], dict[int, NodeView]] = {}  # (machine, environment) -> its parents
         self.where: dict[int, NodeView] = {}
         self.waiting: dict[int, list[Instance]] = {}  # starts that wait for a parent to be ready
         self.failures: dict[str, int] = {}  # function -> parents lost in a row while it waited
@@ -31,10 +31,10 @@ class Tree:
         """Emits what starts `instance`, at once or when the parent it waits for is ready."""
         f = instance.function
         if self.failures.get(f.spec.name, 0) >= MAX_FAILURES:  # no parent can be had: a fresh interpreter still can
-            out.append(StartInstance(instance.id, f.name, f.variant, 0))
+            out.append(StartInstance(instance.id, f.name, f.variant, 0, instance.machine.id))
             return
-        plan = self._plan(f, now)
-        target = self._grow(plan, f, now, out)
+        plan = self._plan(f, instance.machine.id, now)
+        target = self._grow(plan, f, instance.machine.id, now, out)
         if not plan.wait or target == plan.source:
             self._fork(instance, plan.source, now, out)
         elif self.where[target].ready:
@@ -43,21 +43,22 @@ class Tree:
             self.waiting.setdefault(target, []).append(instance)
 
     def prepare(self, f: Function, now: float, out: list[Command]) -> None:
-        """Grows what the policy wants for `f` before its first call."""
+        """Grows what the policy wants for `f` before its first call, on every machine."""
         if self.policy.eager:
-            self._grow(self._plan(f, now), f, now, out)
+            for machine in self.budgets:
+                self._grow(self._plan(f, machine, now), f, machine, now, out)
 
-    def _plan(self, f: Function, now: float) -> Plan:
-        plan = self.policy.plan(f, self.nodes.get(f.spec.environment, {}), now)
+    def _plan(self, f: Function, machine: int, now: float) -> Plan:
+        plan = self.policy.plan(f, self.nodes.get((machine, f.spec.environment), {}), now)
         source = self.where.get(plan.source)
         if source and source.function not in ("", f.spec.name):  # it holds what is another function's, secrets too
             return Plan(0, plan.grow, plan.wait)
         return plan
 
-    def _grow(self, plan: Plan, f: Function, now: float, out: list[Command]) -> int:
+    def _grow(self, plan: Plan, f: Function, machine: int, now: float, out: list[Command]) -> int:
         parent = plan.source
         environment = f.spec.environment
-        nodes = self.nodes.setdefault(environment, {})
+        nodes = self.nodes.setdefault((machine, environment), {})
         for grow in plan.grow:
             above = nodes.get(parent)
             imports = frozenset(grow.imports) | (above.imports if above else frozenset())
@@ -71,11 +72,11 @@ class Tree:
                 parent = existing
                 continue
             self.ids += 1
-            node = NodeView(self.ids, parent, environment, imports, grow.function, now)
+            node = NodeView(self.ids, parent, environment, imports, grow.function, now, machine)
             nodes[node.id] = self.where[node.id] = node
             if above:
                 above.children += 1
-            out.append(GrowNode(node.id, parent, environment, tuple(sorted(grow.imports)), grow.function))
+            out.append(GrowNode(node.id, parent, environment, tuple(sorted(grow.imports)), grow.function, machine))
             parent = node.id
         return parent
 
@@ -86,7 +87,7 @@ class Tree:
             node.forks += 1
             node.last_used_s = now
         instance.node = source
-        out.append(StartInstance(instance.id, f.name, f.variant, source))
+        out.append(StartInstance(instance.id, f.name, f.variant, source, instance.machine.id))
 
     def ready(self, event: NodeReady, now: float, out: list[Command]) -> None:
         node = self.where.get(event.node)
@@ -99,7 +100,7 @@ class Tree:
             self.failures.pop(instance.function.spec.name, None)
             if not instance.stopping:
                 self._fork(instance, node.id, now, out)
-        self.trim(now, out)
+        self.trim(node.machine, now, out)
 
     def lost(self, id: int, now: float, out: list[Command]) -> None:
         """A parent died: its children in the tree go too, and who waited for one of them plans anew."""
@@ -124,7 +125,7 @@ class Tree:
     def _cut(self, id: int, out: list[Command]) -> list[Instance]:
         """Takes a parent that is gone and all below it out of the tree; returns the instances that waited for them."""
         node = self.where.pop(id)
-        nodes = self.nodes[node.environment]
+        nodes = self.nodes[node.machine, node.environment]
         del nodes[id]
         if node.parent in nodes:
             nodes[node.parent].children -= 1
@@ -134,17 +135,28 @@ class Tree:
             waited += self._cut(child, out)
         return waited
 
+    def forget(self, machine: int) -> None:
+        """A machine is gone with all its parents; whoever waited for one of them is gone as well."""
+        self.budgets.pop(machine, None)
+        for key in [key for key in self.nodes if key[0] == machine]:
+            for id in self.nodes.pop(key):
+                del self.where[id]
+                self.waiting.pop(id, None)
+
     def clear(self) -> None:
         self.nodes.clear()
         self.where.clear()
         self.waiting.clear()
         self.failures.clear()
 
-    def trim(self, now: float, out: list[Command]) -> None:
-        """Prunes parents without children, the least worth first, while all together are over the budget."""
-        used = sum(node.memory_bytes for node in self.where.values())
-        while used > self.budget_bytes:
-            leaves = [n for n in self.where.values() if n.ready and not n.children and n.id not in self.waiting]
+    def trim(self, machine: int, now: float, out: list[Command]) -> None:
+        """Prunes a machine's parents without children, the least worth first, while all are over its budget."""
+        nodes = [n for (where, _), group in self.nodes.items() if where == machine for n in group.values()]
+        used = sum(node.memory_bytes for node in nodes)
+        while used > self.budgets.get(machine, inf):
+            leaves = [
+                n for n in nodes if n.id in self.where and n.ready and not n.children and n.id not in self.waiting
+            ]
             ranked = [(self.policy.worth(n, now), n.id) for n in leaves]
             worth, victim = min(ranked, default=(inf, 0))
             if worth == inf:

@@ -161,12 +161,7 @@ class Metrics:
         info.add_metric([__version__], 1)
         yield info
         policies = GaugeMetricFamily("nubes_policy_info", "The policies that decide.", labels=["seam", "policy"])
-        live = (
-            ("keep-alive", controller.keep_alives[""]),
-            ("queueing", controller.queueing),
-            ("cold-start", controller.tree.policy),
-        )
-        for seam, policy in live:
+        for seam, policy in controller.policies.items():
             policies.add_metric([seam, policy.text], 1)
         yield policies
         queued: dict[str, int] = {}

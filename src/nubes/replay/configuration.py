@@ -11,13 +11,14 @@ import msgspec
 from nubes.functions.controller import Functions
 from nubes.kernel.policy import SEAMS, find
 
-DEFAULTS = {seam: SEAMS[seam].default for seam in ("keep-alive", "queueing")} | {"cold-start": "fresh"}
+DEFAULTS = {seam: SEAMS[seam].default for seam in ("keep-alive", "queueing", "placement")} | {"cold-start": "fresh"}
 
 
 class Configuration(msgspec.Struct, frozen=True):
-    """Policy texts and capacity. "" is what was live in a recording; over a trace, the default.
+    """Policy texts, and how many machines of what capacity.
 
-    That default starts every instance in a fresh interpreter: traces do not tell what imports take.
+    "" is what was live in a recording; over a trace, the default. That default starts every instance in a fresh
+    interpreter: traces do not tell what imports take.
     """
 
     keep_alive: str = ""
@@ -25,6 +26,8 @@ class Configuration(msgspec.Struct, frozen=True):
     cold_start: str = ""
     cpu: float = inf
     memory_bytes: float = inf
+    placement: str = ""
+    machines: int = 1
 
     def filled(self, live: Mapping[str, str] = DEFAULTS) -> Configuration:
         """With a policy named at every seam."""
@@ -33,6 +36,7 @@ class Configuration(msgspec.Struct, frozen=True):
             keep_alive=self.keep_alive or live["keep-alive"],
             queueing=self.queueing or live["queueing"],
             cold_start=self.cold_start or live["cold-start"],
+            placement=self.placement or live["placement"],
         )
 
     @property
@@ -41,16 +45,21 @@ class Configuration(msgspec.Struct, frozen=True):
 
     def controller(self) -> Functions:
         """A controller of its own. Raises `UnknownPolicy` or `UsageError` on a text that makes no policy."""
-        return Functions(self.keep_alive, self.queueing, self.cold_start, self.cpu, self.memory_bytes)
+        return Functions(
+            self.keep_alive, self.queueing, self.cold_start, self.cpu, self.memory_bytes,
+            placement=self.placement, machines=self.machines,
+        )  # fmt: skip
 
     def label(self, among: Sequence[Configuration] = ()) -> str:
         """The words that tell this configuration from those it is compared with."""
-        fields = ("keep_alive", "queueing", "cold_start", "cpu", "memory_bytes")
+        fields = ("keep_alive", "queueing", "cold_start", "placement", "machines", "cpu", "memory_bytes")
         differ = [f for f in fields if len({getattr(c, f) for c in among}) > 1] or ["keep_alive"]
         return " + ".join(_show(field, getattr(self, field)) for field in differ)
 
 
 def _show(field: str, value: str | float) -> str:
+    if field == "machines":
+        return f"{value} machine{'s' if value != 1 else ''}"
     from nubes.kernel.units import show_bytes
 
     if isinstance(value, str):
@@ -66,10 +75,14 @@ def configurations(
     cold_start: Sequence[str] = ("",),
     cpu: float = inf,
     memory_bytes: float = inf,
+    placement: Sequence[str] = ("",),
+    machines: Sequence[int] = (1,),
 ) -> list[Configuration]:
     """Every combination of the policies named, all of them checked."""
-    for seam, texts in (("keep-alive", keep_alive), ("queueing", queueing), ("cold-start", cold_start)):
+    for seam, texts in (
+        ("keep-alive", keep_alive), ("queueing", queueing), ("cold-start", cold_start), ("placement", placement),
+    ):  # fmt: skip
         for text in filter(None, texts):
             find(seam, text.partition("(")[0].strip())
-    combined = itertools.product(keep_alive, queueing, cold_start)
-    return [Configuration(*policies, cpu, memory_bytes) for policies in combined]
+    combined = itertools.product(keep_alive, queueing, cold_start, placement, machines)
+    return [Configuration(ka, q, cs, cpu, memory_bytes, place, n) for ka, q, cs, place, n in combined]

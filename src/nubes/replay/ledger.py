@@ -210,10 +210,7 @@ class _Fold:
 
     def ledger(self) -> Ledger:
         controller = self.controller
-        policies = {
-            "keep-alive": controller.keep_alives[""].text, "queueing": controller.queueing.text,
-            "cold-start": controller.tree.policy.text,
-        }  # fmt: skip
+        policies = {seam: policy.text for seam, policy in controller.policies.items()}
         starts = list(self.starts.values())
         names = sorted({*(start.function for start in starts), *self.calls})
         functions = [self._function(name, [s for s in starts if s.function == name]) for name in names]

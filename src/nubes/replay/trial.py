@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TRACES = ("azure-functions-2019/100", "iluvatar-functions")  # used where they are at hand
 MADE_UP = ("azure-like(functions=100,length=2h)", "huawei-like(length=2h)", "bursty(functions=10,length=20m)")
 LONGEST_S = 7200.0  # traces are cut after this
+MACHINES = 4  # where placement decides
 SEEDS = (0, 1, 2)
 RESAMPLES = 1000
 
@@ -166,9 +167,9 @@ class _TrialJob(Job):
         c = self.configuration
         if self.candidate is None:
             return workload, simulate(workload, c.controller(), progress=lambda done: tick(done / calls))
-        chosen: dict[str, Any] = {"keep_alive": c.keep_alive, "queueing": c.queueing, "cold_start": c.cold_start}
+        chosen: dict[str, Any] = msgspec.structs.asdict(c)
         chosen[self.candidate.seam.replace("-", "_")] = self.candidate.make()
-        controller = Functions(**chosen, cpu=c.cpu, memory_bytes=c.memory_bytes)
+        controller = Functions(**chosen)
         guard = self.candidate.guard
         with guard.shut():
             told = guard.outside(lambda done: tick(done / calls))
@@ -233,6 +234,7 @@ CAPACITY = {
     "keep-alive": "memory for what runs on average, and for one instance of half of all functions",
     "queueing": "CPU for 1.5 times what runs on average",
     "cold-start": "no limit",
+    "placement": "4 machines, together 1.5 times the mean CPU in use and the memory of the keep-alive seam",
 }
 
 
@@ -248,6 +250,10 @@ def _capacity(seam: str, workload: Workload) -> Configuration:
         return Configuration(memory_bytes=max(warm, 4.0 * float(memory.max())))
     if seam == "queueing":
         return Configuration(cpu=max(1.5 * float((running * cpu).sum()), 4.0 * float(cpu.max())))
+    if seam == "placement":
+        warm = max(float((running * memory).sum() + memory.sum() / 2) / MACHINES, 2.0 * float(memory.max()))
+        busy = max(1.5 * float((running * cpu).sum()) / MACHINES, 2.0 * float(cpu.max()))
+        return Configuration(cpu=busy, memory_bytes=warm, machines=MACHINES)
     return Configuration()
 
 

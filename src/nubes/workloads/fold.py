@@ -15,7 +15,7 @@ from nubes.workloads.outcome import ANSWERED, FAILED, Lives, Outcome
 from nubes.workloads.workload import Workload
 
 UNKNOWN_START_S = 0.1  # of a function that was never started while any other was not either
-CONTROLS = (e.Deployed, e.Removed, e.PolicySet, e.CapacitySet, e.Restarted)
+CONTROLS = (e.Deployed, e.Removed, e.PolicySet, e.MachineReady, e.Restarted)
 
 Timed = tuple[float, Any]
 
@@ -201,12 +201,7 @@ class Fold:
                 np.array([float(p.memory_bytes) for p in lives]),
             ),
         )
-        live = self.controller
-        policies = {
-            "keep-alive": live.keep_alives[""].text,
-            "queueing": live.queueing.text,
-            "cold-start": live.tree.policy.text,
-        }
+        policies = {seam: policy.text for seam, policy in self.controller.policies.items()}
         return workload, measured, self.controls, policies, left_out
 
     def _starts(self, pools: list[str]) -> tuple[list[list[float]], TreeTimes]:

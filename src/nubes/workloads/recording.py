@@ -59,7 +59,7 @@ class Recording:
 
         Without `capacity`, what the machine had to give is left out as well.
         """
-        dropped = e.PolicySet if capacity else (e.PolicySet, e.CapacitySet)
+        dropped = e.PolicySet if capacity else (e.PolicySet, e.MachineReady)
         return [(at, _without_policy(event)) for at, event in self.controls if not isinstance(event, dropped)]
 
 

@@ -101,7 +101,7 @@ class ControlPlane:
         self.started_s = self.clock()
         if not fresh:
             self.feed(e.Restarted())
-        self.feed(e.CapacitySet(self.cpu, self.memory_bytes))
+        self.feed(e.MachineReady(self.cpu, self.memory_bytes))
         for seam, info in SEAMS.items():
             text = self.policies.get(seam) or (info.default if fresh else "")
             if text:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from nubes.functions.seams import NodeView
-from nubes.functions.state import Call, Function, Instance
+from nubes.functions.state import Call, Function, Instance, Machine
 
 if TYPE_CHECKING:
     from nubes.drivers.local.control_plane import ControlPlane
@@ -27,11 +27,8 @@ def status_of(plane: ControlPlane, limit: int = 1000) -> dict[str, Any]:
         "memory_bytes": controller.memory_bytes,
         "memory_used_bytes": controller.memory_used,
         "limits": plane.limits.kind,
-        "policies": {
-            "keep-alive": controller.keep_alives[""].text,
-            "queueing": controller.queueing.text,
-            "cold-start": controller.tree.policy.text,
-        },
+        "policies": {seam: policy.text for seam, policy in controller.policies.items()},
+        "machines": [_machine(m) for m in controller.machines.values()],
         "records": plane.journal.log.count,
         "findings": plane.journal.log.findings,
         "full": plane.journal.full,
@@ -43,6 +40,19 @@ def status_of(plane: ControlPlane, limit: int = 1000) -> dict[str, Any]:
         "instances": [_instance(i, pids.get(i.id, 0), now) for i in controller.instances.values()],
         "parents": [_parent(n, parents.get(n.id, 0)) for n in controller.tree.where.values()],
         "calls": [_call(c, now) for c in list(controller.calls.values())[:limit]],
+    }
+
+
+def _machine(m: Machine) -> dict[str, Any]:
+    return {
+        "id": m.id,
+        "zone": m.zone,
+        "draining": m.draining,
+        "instances": len(m.instances),
+        "cpu": m.cpu,
+        "cpu_used": round(m.cpu_used, 3),
+        "memory_bytes": m.memory_bytes,
+        "memory_used_bytes": m.memory_used,
     }
 
 

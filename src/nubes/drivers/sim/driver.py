@@ -254,13 +254,12 @@ class _Run:
 
 def _beginning(controller: Functions) -> list[Timed]:
     """The events that make a new controller like this one, which has not run yet."""
-    policies = {
-        "keep-alive": controller.keep_alives[""].text,
-        "queueing": controller.queueing.text,
-        "cold-start": controller.tree.policy.text,
-    }
-    capacity = e.CapacitySet(controller.cpu, int(min(controller.memory_bytes, UNLIMITED_BYTES)))
-    return [(0.0, capacity), *((0.0, e.PolicySet(seam, text)) for seam, text in policies.items())]
+    machines = [
+        e.MachineReady(m.cpu, int(min(m.memory_bytes, UNLIMITED_BYTES)), m.id, m.zone)
+        for m in controller.machines.values()
+    ]
+    policies = [e.PolicySet(seam, policy.text) for seam, policy in controller.policies.items()]
+    return [(0.0, event) for event in (*machines, *policies)]
 
 
 def _numbers(column: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Machines, and what is placed on them."""

@@ -1,0 +1,1 @@
+"""Policies of the seams in `nubes.cluster.seams`, one module per published system."""
