@@ -43,10 +43,12 @@ SETTINGS = (
     Setting("queueing", str, "", "the queueing policy"),
     Setting("cold-start", str, "", "the cold-start policy"),
     Setting("placement", str, "", "the placement policy"),
+    Setting("balancing", str, "", "which instance takes a call: the balancing policy"),
+    Setting("hedging", str, "", "copies of late calls of idempotent functions: the hedging policy"),
     Setting("cpu", float, 0.0, "CPU cores to give out; 0: all there are"),
     Setting("memory", str, "", 'memory to give out, e.g. "8GiB"; empty: most of what there is'),
 )
-POLICIES = ("keep-alive", "queueing", "cold-start", "placement")
+POLICIES = ("keep-alive", "queueing", "cold-start", "placement", "balancing", "hedging")
 
 
 def user_file() -> Path:

@@ -16,7 +16,7 @@ from nubes.serving.policies.tail_at_scale import Probation
 from nubes.serving.seams import Balancing, Probe, ReplicaView, Report
 from nubes.serving.texts import seeded
 
-ALL = sorted(cls.name for cls in policies("balancing"))
+ALL = sorted(cls.name for cls in policies("balancing") if cls.name != "latest")  # which sticks to few
 
 
 def replicas(n: int) -> list[ReplicaView]:

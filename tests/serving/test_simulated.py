@@ -16,7 +16,7 @@ from nubes.serving.fanout import slow_share
 from nubes.serving.models import Demand, Leaf, Machines, Tree
 from nubes.serving.texts import seeded
 
-ALL = sorted(cls.name for cls in policies("balancing"))
+ALL = sorted(cls.name for cls in policies("balancing") if cls.name != "latest")  # which sticks to few
 
 
 def shared(cores: float, jobs: list[tuple[float, float]]) -> list[float]:

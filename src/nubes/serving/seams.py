@@ -66,7 +66,7 @@ class Report(msgspec.Struct, frozen=True, gc=False):
     utilisation: float  # CPU used / CPU reserved for it
 
 
-@seam("balancing", default="round-robin")
+@seam("balancing", default="latest")
 class Balancing(Policy):
     """Which replica takes a request. A request asks `probes`, then `choose`; answers to probes come when they come."""
 

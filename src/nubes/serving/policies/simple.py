@@ -11,6 +11,17 @@ from nubes.kernel.rng import rng
 from nubes.serving.seams import SMOOTHING, Balancing, Hedging, Probe, ReplicaView, Report
 
 
+@policy("latest")
+class Latest(Balancing):
+    """The replica that answered last: few stay busy, and those that are not needed fall idle and can go."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed  # nothing is drawn
+
+    def choose(self, replicas: Sequence[ReplicaView], now: float, answers: Sequence[Probe] = ()) -> ReplicaView:
+        return max(replicas, key=lambda r: r.since_s)
+
+
 @policy("random")
 class Uniform(Balancing):
     """Any replica, all alike."""
