@@ -77,7 +77,7 @@ class Replicas:
         answers: list[Probe] = []
         for view in policy.probes(views, now):
             rif = view.rif
-            latency_s = self.known[view.id].latencies.at(rif)
+            latency_s = self.known[view.id].latencies.at(rif, now)
             policy.probed(view, rif, latency_s, now)
             if policy.waits:
                 answers.append(Probe(view, rif, latency_s))
@@ -116,7 +116,7 @@ class Replicas:
         replica.answered_calls += 1
         replica.busy_s += exec_s
         if (found := replica.found.pop(call, None)) is not None:
-            replica.latencies.add(found, latency_s)
+            replica.latencies.add(found, latency_s, now)
         if self.shadows.get(call) == instance.id:
             del self.shadows[call]
         if self.balancing is not None:

@@ -65,7 +65,7 @@ CLAIMS = (WRR, CALM, ERRORS, P90, P99, ALIKE, ROBIN, WEIGHTED)
 @reproduction(PAPER, claims=CLAIMS, area="serving", seam="balancing", mode="both")
 def run(ctx: Context) -> Iterator[Result]:
     """100 clients and 100 replicas on shared machines simulated, then live workers under a hog that moves."""
-    seconds = ctx.pick(20.0, 60.0)
+    seconds = ctx.pick(15.0, 60.0)
     peak = [
         [simulated(policy, 1.03, seconds, seed) for policy in ("weighted-round-robin", "prequal")]
         for seed in ctx.each("100 replicas beyond their allocation")

@@ -10,26 +10,34 @@ class LatencyByLoad:
     """The latency that a request would see at a replica, from requests that came when it was about as busy.
 
     A request is tagged with the requests in flight at its arrival. The estimate is the median of the latest `samples`
-    of that tag, and of those nearest to it until there are at least half as many.
+    of that tag, and of those nearest to it until there are at least half as many. After `age_s` without any answer
+    nothing is known again: a replica that was slow, and so got no requests, is tried.
     """
 
-    __slots__ = ("by", "cached", "samples")
+    __slots__ = ("age_s", "by", "cached", "last_s", "samples")
 
-    def __init__(self, samples: int = 16) -> None:
+    def __init__(self, samples: int = 16, age_s: float = 2.0) -> None:
         self.samples = samples
+        self.age_s = age_s
+        self.last_s = 0.0
         self.by: dict[int, deque[float]] = {}
         self.cached: dict[int, float] = {}
 
-    def add(self, tag: int, latency_s: float) -> None:
+    def add(self, tag: int, latency_s: float, now: float) -> None:
         """A request that found `tag` others was answered."""
+        if now > self.last_s + self.age_s:
+            self.by.clear()
+        self.last_s = now
         known = self.by.get(tag)
         if known is None:
             self.by[tag] = known = deque(maxlen=self.samples)
         known.append(latency_s)
         self.cached.clear()
 
-    def at(self, rif: int) -> float:
+    def at(self, rif: int, now: float) -> float:
         """Seconds a request would take beside `rif` others; 0 if nothing is known."""
+        if now > self.last_s + self.age_s:
+            return 0.0
         known = self.cached.get(rif)
         if known is None:
             known = self.cached[rif] = self._estimate(rif)

@@ -154,7 +154,7 @@ def simulate_balancing(machines: Machines, demand: Demand, make: Callable[[int],
                 for view in content:  # type: ignore[attr-defined]
                     replica = replicas[view.id]
                     rif = replica.rif
-                    told.append((view, rif, replica.latency.at(rif)))
+                    told.append((view, rif, replica.latency.at(rif, now)))
                 events += len(told)
                 wire_append((now + network_s, TELLS, who, request, told))
             else:
@@ -180,7 +180,7 @@ def simulate_balancing(machines: Machines, demand: Demand, make: Callable[[int],
                 request = replica.done(now)
                 if replica.due < inf:
                     heappush(heap, (replica.due, COMPLETE, id, replica.version))
-                replica.latency.add(found[request], now - arrivals[request] - network_s)
+                replica.latency.add(found[request], now - arrivals[request] - network_s, now)
                 wire_append((now + network_s, RETURNS, owners[request], request, None))
             elif kind == REDRAW:
                 replica = replicas[id]
