@@ -133,8 +133,8 @@ def _replicas(c: State) -> Iterator[str]:
         for id, replica in f.replicas.known.items():
             if f.instances.get(id) is not replica.instance:
                 yield f"{f.name}: knows replica {id}, which is gone"
-            elif replica.rif != replica.instance.load:
-                yield f"{f.name}: replica {id} has {replica.rif} in flight, its instance {replica.instance.load}"
+            elif replica.view.rif != replica.instance.load:
+                yield f"{f.name}: replica {id} has {replica.view.rif} in flight, its instance {replica.instance.load}"
         for call, id in f.replicas.shadows.items():
             if id not in f.instances or call not in f.instances[id].calls:
                 yield f"{f.name}: instance {id} does not run the shadow of call {call}"

@@ -25,24 +25,24 @@ USUAL = simple.Latest.name
 LOOK_S = 0.01  # a copy that finds no instance free looks again after so long, at least
 
 
-class Replica(ReplicaView):
-    """An instance, with what it would answer to probes and polls."""
+class Replica:
+    """An instance, what policies see of it, and what it would answer to probes and polls."""
 
-    __slots__ = ("answered_calls", "busy_s", "found", "instance", "latencies")
+    __slots__ = ("answered", "busy_s", "found", "instance", "latencies", "view")
 
     def __init__(self, instance: Instance) -> None:
-        super().__init__(instance.id, str(instance.machine.id), instance.machine.zone)
         self.instance = instance
-        self.rif = instance.load
+        self.view = ReplicaView(instance.id, str(instance.machine.id), instance.machine.zone)
+        self.view.rif = instance.load
         self.latencies = LatencyByLoad()
         self.found: dict[int, int] = {}  # call -> those in flight when it came
-        self.answered_calls = 0  # since the last report
+        self.answered = 0  # calls since the last report
         self.busy_s = 0.0
 
     def report(self, seconds: float) -> Report:
         """What it did in the last `seconds`; the CPU it used is what its calls took."""
-        made = Report(self.rif, self.answered_calls / seconds, self.busy_s / seconds)
-        self.answered_calls, self.busy_s = 0, 0.0
+        made = Report(self.view.rif, self.answered / seconds, self.busy_s / seconds)
+        self.answered, self.busy_s = 0, 0.0
         return made
 
 
@@ -72,7 +72,7 @@ class Replicas:
         if policy.poll_s and now >= self.polled_s + policy.poll_s:
             if self.polled_s > -inf:
                 for known in self.known.values():
-                    policy.reported(known, known.report(now - self.polled_s), now)
+                    policy.reported(known.view, known.report(now - self.polled_s), now)
             self.polled_s = now
         answers: list[Probe] = []
         for view in policy.probes(views, now):
@@ -81,7 +81,8 @@ class Replicas:
             policy.probed(view, rif, latency_s, now)
             if policy.waits:
                 answers.append(Probe(view, rif, latency_s))
-        return self.known[policy.choose(views, now, answers).id].instance
+        chosen = policy.choose(views, now, answers) if answers else policy.choose(views, now)
+        return self.known[chosen.id].instance
 
     def shadow(self, able: Sequence[Instance], now: float) -> Instance | None:
         """An instance that is to run a call too, though nobody waits for its answer."""
@@ -92,35 +93,33 @@ class Replicas:
 
     def _open(self, able: Sequence[Instance]) -> list[ReplicaView]:
         for known in self.known.values():
-            known.open = False
-        views: list[ReplicaView] = []
-        for instance in able:
-            view = self.of(instance)
+            known.view.open = False
+        views = [self.of(instance).view for instance in able]
+        for view in views:
             view.open = True
-            views.append(view)
         views.sort(key=lambda view: view.id)
         return views
 
     def sent(self, instance: Instance, call: int, now: float) -> None:
         """A call goes to an instance."""
         replica = self.of(instance)
-        replica.found[call] = replica.rif
-        replica.sent(now)
+        replica.found[call] = replica.view.rif
+        replica.view.sent(now)
         if self.balancing is not None:
-            self.balancing.sent(replica, now)
+            self.balancing.sent(replica.view, now)
 
     def ended(self, instance: Instance, call: int, ok: bool, latency_s: float, exec_s: float, now: float) -> None:
         """An instance is done with a call."""
         replica = self.of(instance)
-        replica.answered(latency_s, now)
-        replica.answered_calls += 1
+        replica.view.answered(latency_s, now)
+        replica.answered += 1
         replica.busy_s += exec_s
         if (found := replica.found.pop(call, None)) is not None:
             replica.latencies.add(found, latency_s, now)
         if self.shadows.get(call) == instance.id:
             del self.shadows[call]
         if self.balancing is not None:
-            self.balancing.answered(replica, ok, latency_s, now)
+            self.balancing.answered(replica.view, ok, latency_s, now)
 
     def left(self, instance: Instance) -> None:
         """An instance is gone."""
@@ -128,7 +127,7 @@ class Replicas:
         if replica is not None:
             self.shadows = {call: id for call, id in self.shadows.items() if id != instance.id}
             if self.balancing is not None:
-                self.balancing.left(replica)
+                self.balancing.left(replica.view)
 
 
 def replicas_of(c: State, spec: FunctionSpec) -> Replicas | None:

@@ -43,6 +43,15 @@ class ReplicaView:
         self.latency_s += (latency_s - self.latency_s) * (SMOOTHING if self.latency_s else 1.0)
         self.since_s = now
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ReplicaView) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return self.id
+
+    def __repr__(self) -> str:
+        return f"replica {self.id} ({self.rif} in flight)"
+
     def freeze(self) -> ReplicaView:
         copy = ReplicaView.__new__(ReplicaView)
         for slot in ReplicaView.__slots__:
