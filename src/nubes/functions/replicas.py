@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nubes.functions.state import Instance, State
 
 USUAL = simple.Latest.name
+AGE_S = 2.0  # an instance without an answer for so long is taken for new
 LOOK_S = 0.01  # a copy that finds no instance free looks again after so long, at least
 
 
@@ -34,7 +35,7 @@ class Replica:
         self.instance = instance
         self.view = ReplicaView(instance.id, str(instance.machine.id), instance.machine.zone)
         self.view.rif = instance.load
-        self.latencies = LatencyByLoad()
+        self.latencies = LatencyByLoad(age_s=AGE_S)
         self.found: dict[int, int] = {}  # call -> those in flight when it came
         self.answered = 0  # calls since the last report
         self.busy_s = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
+from math import inf
 
 
 class LatencyByLoad:
@@ -11,12 +12,13 @@ class LatencyByLoad:
 
     A request is tagged with the requests in flight at its arrival. The estimate is the median of the latest `samples`
     of that tag, and of those nearest to it until there are at least half as many. After `age_s` without any answer
-    nothing is known again: a replica that was slow, and so got no requests, is tried.
+    nothing is known again, so that a replica that was slow, and so got no requests, is tried: by all that hear of it,
+    so this is for a single chooser that counts what it sends.
     """
 
     __slots__ = ("age_s", "by", "cached", "last_s", "samples")
 
-    def __init__(self, samples: int = 16, age_s: float = 2.0) -> None:
+    def __init__(self, samples: int = 16, age_s: float = inf) -> None:
         self.samples = samples
         self.age_s = age_s
         self.last_s = 0.0
