@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,12 @@ class Setting(NamedTuple):
 
     @property
     def variable(self) -> str:
-        return "NUBES_" + self.name.upper().replace("-", "_")
+        return variable(self.name)
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return "NUBES_" + name.upper().replace("-", "_")
 
 
 class Value(NamedTuple):
@@ -46,6 +52,11 @@ SETTINGS = (
     Setting("balancing", str, "", "which instance takes a call: the balancing policy"),
     Setting("hedging", str, "", "copies of late calls of idempotent functions: the hedging policy"),
     Setting("cpu", float, 0.0, "CPU cores to give out; 0: all there are"),
+    Setting("database", str, "", "postgresql://... for the log, dicts, queues and secrets; empty: the data folder"),
+    Setting("objects", str, "", "s3://bucket/prefix for large arguments and results; empty: the data folder"),
+    Setting("on", str, "local", "whose machines it runs on: local or ray"),
+    Setting("address", str, "", "Ray's address; empty: a new Ray on this machine"),
+    Setting("agents", str, "", "HOST:PORT where agents of other machines may join; empty: nowhere"),
     Setting("memory", str, "", 'memory to give out, e.g. "8GiB"; empty: most of what there is'),
 )
 POLICIES = ("keep-alive", "queueing", "cold-start", "placement", "balancing", "hedging")
@@ -137,9 +148,20 @@ def _checked(setting: Setting, given: Any, source: str) -> Any:
         raise UsageError(
             f"cpu is {value} ({source}), which is negative.", "Write a number of cores; 0 takes all there are."
         )
+    if setting.name == "database" and value and not value.startswith(("postgresql://", "postgres://")):
+        raise UsageError(f"database does not begin with postgresql:// ({source}).", f"It is {setting.about}.")
+    if setting.name == "objects" and value and "://" not in value:
+        raise UsageError(f"objects is {given!r} ({source}), which is no URL.", f"It is {setting.about}.")
     if setting.name == "memory" and value:
         size_bytes(value, "memory")
     return value
+
+
+def shown(setting: Setting, value: Any) -> Any:
+    """A value as others may see it: without a password."""
+    if setting.name != "database":
+        return value
+    return re.sub(r"(?<=password=)[^&]+", "***", re.sub(r"(//[^:/@]*:)[^/]*@", r"\1***@", value))
 
 
 def export(values: Mapping[str, Value]) -> None:

@@ -57,6 +57,8 @@ def test_a_file_can_choose_its_profile(folder: Path) -> None:
         ("[tool.nubes]\nport = true\n", "not a whole number"),
         ("[tool.nubes]\ncpu = -1\n", "negative"),
         ("[tool.nubes]\nmemory = '12'\n", "'12' is not a size"),
+        ("[tool.nubes]\ndatabase = 'mysql://x'\n", "does not begin with postgresql://"),
+        ("[tool.nubes]\nobjects = 'bucket'\n", "'bucket' .* is no URL"),
         ("[tool.nubes\n", "cannot be read"),
     ],
 )
@@ -64,6 +66,23 @@ def test_wrong_settings_name_their_place(folder: Path, project: str, said: str) 
     (folder / "pyproject.toml").write_text(project)
     with pytest.raises(UsageError, match=said):
         config.resolve({}, folder)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:hush@host:5432/db", "postgresql://me:***@host:5432/db"),
+        (
+            "postgresql://me@host/db?password=hush&sslmode=require",
+            "postgresql://me@host/db?password=***&sslmode=require",
+        ),
+        ("postgresql://me:hu:sh@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://host:5432/db", "postgresql://host:5432/db"),
+    ],
+)
+def test_a_databases_password_is_not_shown(nubes: Nubes, url: str, shown: str) -> None:
+    assert json.loads(nubes("config", "show", "--json", NUBES_DATABASE=url).stdout)["database"]["value"] == shown
+    assert "hush" not in nubes("config", "show", NUBES_DATABASE=url).stdout
 
 
 def test_a_profile_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_wrong_usage_is_one_plain_sentence_and_code_2(
         (["call", "get", "fc-!"], "'fc-!' is not a call id."),
         (["policy", "set", "keepalive", "cidre"], "There is no seam 'keepalive'."),
         (["replay", "no-such-trace"], "There is no workload 'no-such-trace'"),
-        (["nonsense"], "No such command 'nonsense'. There are: up, down, run, "),
+        (["nonsense"], "No such command 'nonsense'. There are: up, down, join, run, "),
         (["dpeloy"], "No such command 'dpeloy'. Did you mean `nubes deploy`?"),
         (["history", "shop"], "Did you mean `nubes app history`?"),
         (["app", "histry"], "Did you mean `nubes app history`?"),

@@ -11,10 +11,11 @@ from nubes import client as clients
 
 
 @pytest.fixture
-def plane(tmp_path, monkeypatch):
+def plane(tmp_path, monkeypatch, state):
     folder = tmp_path / "data"
     folder.mkdir()
-    monkeypatch.setenv("NUBES_DATA", str(folder))
+    for name, value in {"NUBES_DATA": str(folder), **state()}.items():
+        monkeypatch.setenv(name, value)
     clients.disconnect()
     plane = Plane(folder).start()
     yield plane

@@ -15,6 +15,8 @@ from killable import until
 from nubes import FunctionCall
 from nubes.kernel.errors import CallFailed, InstanceDied, NubesError, Overloaded, Unavailable
 
+STATES = ("folder", "servers")
+
 
 def alive(pid: int) -> bool:
     try:

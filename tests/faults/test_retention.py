@@ -22,8 +22,8 @@ def test_objects_of_calls_and_kept_answers_stay(tmp_path):
     (start,) = controller.instances
     controller.handle(e.InstanceReady(start), 2.0)
     controller.handle(e.Finished(1, start, True, 0.5, output=data[1], keep=True), 3.0)
-    assert retention.sweep(tmp_path, controller) == 0, "all are young: a call may be on its way in"
+    assert retention.sweep(str(tmp_path), controller) == 0, "all are young: a call may be on its way in"
     for path in paths:
         os.utime(path, (0, 0))
-    assert retention.sweep(tmp_path, controller) == 3, "call 1 is answered: its input is not needed, its answer is"
+    assert retention.sweep(str(tmp_path), controller) == 3, "call 1 is answered: its input is not needed, its answer is"
     assert [os.path.exists(path) for path in paths] == [False, True, False, False]

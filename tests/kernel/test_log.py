@@ -7,23 +7,18 @@ import itertools
 import os
 import random
 import shutil
-import signal
 import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nubes.kernel import frames
-from nubes.kernel import log as module
-from nubes.kernel.errors import AlreadyRunning, LogCorrupt, Unavailable, UsageError
-from nubes.kernel.log import Log, read
+from nubes.kernel.errors import LogCorrupt, Unavailable
+from nubes.kernel.log import Log
 
 BODIES = [b"", b"a", b"\0" * 9, b"nubeslog1\n", bytes(range(40)), b"z" * 200]
 
@@ -43,84 +38,6 @@ def everything(folder: Path) -> list[bytes]:
     return found
 
 
-# -- a log is a list ----------------------------------------------------------------------------------------------
-
-
-class LogIsAList(RuleBasedStateMachine):
-    """Appends, writes, snapshots, kills and re-opens, beside a list of what was written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"nubes-test-{os.getpid()}-{time.monotonic_ns()}"
-        self.log = Log(self.folder, segment_bytes=100)
-        self.written: list[bytes] = []
-        self.buffered: list[bytes] = []
-        self.states: list[int] = []
-
-    def teardown(self) -> None:
-        self.log.close()
-        shutil.rmtree(self.folder)
-
-    @rule(body=st.sampled_from(BODIES))
-    def append(self, body: bytes) -> None:
-        assert self.log.append(body) == len(self.written) + len(self.buffered)
-        self.buffered.append(body)
-
-    @rule()
-    def write(self) -> None:
-        self.log.write()
-        self.written += self.buffered
-        self.buffered = []
-
-    @rule()
-    def sync(self) -> None:
-        self.log.sync()
-
-    @rule(keep=st.booleans())
-    def snapshot(self, keep: bool) -> None:
-        self.log.save_snapshot(str(len(self.written) + len(self.buffered)).encode(), keep_segments=keep)
-        self.written += self.buffered
-        self.buffered = []
-        self.states.append(len(self.written))
-
-    @rule()
-    def close_and_open(self) -> None:
-        self.log.close()
-        self.written += self.buffered
-        self.buffered = []
-        self.log = Log(self.folder, segment_bytes=100)
-        assert self.log.findings == []
-
-    @rule()
-    def crash_and_open(self) -> None:
-        os.close(self.log._fd)
-        os.close(self.log._lock)
-        self.buffered = []
-        self.log = Log(self.folder, segment_bytes=100)
-        assert self.log.findings == []
-
-    @precondition(lambda self: self.states)
-    @rule()
-    def newest_state(self) -> None:
-        self.close_and_open()
-        assert self.log.snapshot_at == self.states[-1]
-        assert self.log.snapshot == str(self.states[-1]).encode()
-        assert list(self.log.records()) == self.written[self.states[-1] :]
-
-    @invariant()
-    def same(self) -> None:
-        assert self.log.count == len(self.written) + len(self.buffered)
-        assert list(self.log.records(0)) == self.written[self.log.first :]
-        assert list(read(self.folder)) == self.written[self.log.first :]
-        assert self.log.first <= (self.states[-2] if len(self.states) > 1 else 0)
-        middle = (self.log.first + len(self.written)) // 2
-        assert list(self.log.records(middle)) == self.written[middle:]
-
-
-LogIsAList.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
-test_a_log_is_a_list = LogIsAList.TestCase
-
-
 def test_segments_roll_and_are_named_after_their_first_record(tmp_path: Path) -> None:
     fill(tmp_path, [b"x" * 30] * 10, segment_bytes=100)
     firsts = [int(path.stem) for path in sorted(tmp_path.glob("*.log"))]
@@ -129,19 +46,6 @@ def test_segments_roll_and_are_named_after_their_first_record(tmp_path: Path) ->
     assert everything(tmp_path) == [b"x" * 30] * 10
     for first, following in itertools.pairwise(firsts):
         assert len(list(frames.frames((tmp_path / f"{first:016d}.log").read_bytes()))) == following - first
-
-
-def test_a_record_that_is_too_large_is_refused_and_nothing_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MAX_RECORD_BYTES", 10)
-    log = Log(tmp_path)
-    log.append(b"fits")
-    with pytest.raises(UsageError, match="too large"):
-        log.append(b"does not fit")
-    log.append(b"too")
-    log.close()
-    assert everything(tmp_path) == [b"fits", b"too"]
 
 
 # -- damage -------------------------------------------------------------------------------------------------------
@@ -379,18 +283,6 @@ def test_a_log_that_ends_before_its_state_goes_on_behind_it(tmp_path: Path) -> N
 # -- other writers, full disks, other threads -----------------------------------------------------------------------
 
 
-def test_two_writers(tmp_path: Path) -> None:
-    log = Log(tmp_path)
-    log.append(b"mine")
-    with pytest.raises(AlreadyRunning, match=str(os.getpid())):
-        Log(tmp_path)
-    script = f"from nubes.kernel.log import Log; from pathlib import Path; Log(Path({str(tmp_path)!r}))"
-    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert f"Process {os.getpid()} already runs" in other.stderr
-    log.close()
-    assert everything(tmp_path) == [b"mine"]
-
-
 class FullDisk:
     """An `os.write` that finds room for `room` bytes in all."""
 
@@ -516,43 +408,3 @@ def test_sync_in_another_thread_while_segments_roll(tmp_path: Path) -> None:
     log.close()
     assert errors == []
     assert len(everything(tmp_path)) == 300
-
-
-WRITER = """
-import sys
-from pathlib import Path
-from nubes.kernel.log import Log
-log = Log(Path(sys.argv[1]), segment_bytes=2000)
-number = log.count
-while True:
-    for _ in range(number % 7 + 1):
-        log.append(b"%d " % number * (number % 50 + 1))
-        number += 1
-    log.write()
-    if number % 40 == 0:
-        log.save_snapshot(b"%d" % number)
-    log.sync()
-    print(number, flush=True)
-"""
-
-
-def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
-    r = random.Random(7)
-    acknowledged = 0
-    for _ in range(12):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        assert writer.stdout is not None
-        told = writer.stdout.readline()  # it runs
-        time.sleep(r.random() * 0.05)
-        os.kill(writer.pid, signal.SIGKILL)
-        told += writer.stdout.read()
-        writer.wait()
-        acknowledged = max([acknowledged, *(int(line) for line in told.split("\n")[:-1])])
-        log = Log(tmp_path)
-        found = list(log.records(0))
-        assert len(found) >= acknowledged
-        assert all(body == b"%d " % number * (number % 50 + 1) for number, body in enumerate(found))
-        assert all("was cut short by a crash" in finding for finding in log.findings)
-        assert log.snapshot is None or int(log.snapshot) == log.snapshot_at
-        log.close()
-    assert acknowledged > 100

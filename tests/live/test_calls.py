@@ -22,9 +22,11 @@ from real import script, status, until
 
 import nubes
 from nubes import client
+from nubes.drivers.local.state import read
 from nubes.functions import events as e
-from nubes.kernel.log import read
 from nubes.kernel.message import Codec
+
+STATES = ("folder", "servers")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,8 +17,10 @@ from real import until
 
 import nubes
 from nubes import client
+from nubes.drivers.local import objects
 
 MEGABYTE = 1 << 20
+STATES = ("folder", "servers")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -128,11 +130,20 @@ def test_maps_and_async_calls_with_large_arguments() -> None:
     assert asyncio.run(call()) == [a.sum() for a in arrays]
 
 
-def test_a_spawned_calls_large_argument_and_result_are_kept_on_disk(plane: Path) -> None:
+def test_a_spawned_calls_large_argument_and_result_are_kept(plane: Path) -> None:
     call = app.echo.spawn(np.ones(MEGABYTE))
     assert call.get().sum() == MEGABYTE
     assert nubes.FunctionCall.from_id(call.object_id).get().sum() == MEGABYTE  # as often as one likes
-    assert list((plane / "objects").iterdir())
+
+    async def later() -> Any:
+        return await (await app.echo_later.spawn.aio(np.full(MEGABYTE, 2.0))).get.aio()
+
+    assert asyncio.run(later()).sum() == 2 * MEGABYTE
+    if os.environ["NUBES_OBJECTS"]:
+        assert sum(name.startswith("obj-") for name, _ in objects.listed(os.environ["NUBES_OBJECTS"])) == 4
+        assert not list((plane / "objects").iterdir())
+    else:
+        assert len(list((plane / "objects").iterdir())) == 4
 
 
 def test_failures_leave_no_segment_behind() -> None:

@@ -7,6 +7,7 @@ import io
 import os
 import queue
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,10 +21,13 @@ from nubes import client
 from nubes.client.connection import Connection
 from nubes.drivers.local import wire
 
+STATES = ("folder", "servers")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def running(plane: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     global app
+    sys.modules.pop("storage_app", None)  # made anew for each control plane: it names a folder of its own
     os.environ["TEST_MOUNT"] = str(tmp_path_factory.mktemp("mount") / "volume")
     import storage_app as app
 
@@ -357,6 +361,9 @@ def test_secrets_stand_in_private_files_and_nowhere_else(plane: Path) -> None:
     for path in plane.rglob("*"):
         if path.is_file() and b"hush-hush" in path.read_bytes():
             holding.append(path)
+    if os.environ["NUBES_DATABASE"]:
+        assert holding == []
+        return
     assert [path.name for path in holding] == ["kept.json"]
     assert stat.S_IMODE(holding[0].stat().st_mode) == 0o600
     assert "hush" not in repr(nubes.Secret.from_dict({"A": "hush-hush"}))

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from real import script, started
 
 import nubes
 
+STATES = ("folder", "servers")
 
-def test_what_was_put_survives_a_kill_of_the_control_plane(tmp_path: Path) -> None:
+
+def test_what_was_put_survives_a_kill_of_the_control_plane(
+    tmp_path: Path, state: Callable[[], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in state().items():
+        monkeypatch.setenv(name, value)
     text = (
         "import os; os.environ['NUBES_DATA'] = sys.argv[1]\nimport nubes, itertools\n"
         "d = nubes.Dict.from_name('d', create_if_missing=True)\n"

@@ -70,8 +70,8 @@ def history(
 
 
 def _history(app: str, data: str | None) -> list[dict[str, Any]]:
+    from nubes.drivers.local import state
     from nubes.functions import events as e
-    from nubes.kernel.log import read
     from nubes.kernel.message import Codec
 
     where = folder(data) / "log"
@@ -80,7 +80,7 @@ def _history(app: str, data: str | None) -> list[dict[str, Any]]:
     decode = Codec(e.EVENTS).decode
     found: list[dict[str, Any]] = []
     seen: set[str] = set()
-    for record in read(where):
+    for record in state.read(where):
         at, event = decode(record)
         if not isinstance(event, (e.Deployed, e.Removed)):
             continue

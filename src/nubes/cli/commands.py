@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from nubes.cli import apps, calls, chat, coldstart, logs, plans, policies, replays, run, server, settings, status
+from nubes.cli import (
+    apps,
+    calls,
+    chat,
+    coldstart,
+    logs,
+    machines,
+    plans,
+    policies,
+    replays,
+    run,
+    server,
+    settings,
+    status,
+)
 from nubes.cli.errors import Exit
 from nubes.cli.groups import Group
 
@@ -41,6 +55,7 @@ def root(
 
 app.command()(server.up)
 app.command()(server.down)
+app.command()(machines.join)
 app.command(context_settings=PASSED_ON, add_help_option=False)(run.run)
 app.command()(run.deploy)
 app.command()(status.ps)
@@ -57,6 +72,7 @@ app.add_typer(calls.group, name="call")
 app.add_typer(apps.group, name="app")
 app.add_typer(chat.group, name="llm")
 app.add_typer(policies.group, name="policy")
+app.add_typer(machines.group, name="machine")
 app.add_typer(plans.group, name="plan")
 app.add_typer(coldstart.group, name="coldstart")
 app.add_typer(settings.group, name="config")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +42,19 @@ def up(
     memory: Annotated[
         str | None, typer.Option(help='Memory to give out, e.g. "8GiB".', show_default="most of it")
     ] = None,
+    database: Annotated[
+        str | None, typer.Option(help="postgresql://... for log, dicts, queues, secrets.", show_default="the folder")
+    ] = None,
+    objects: Annotated[
+        str | None, typer.Option(help="s3://bucket/prefix for large data.", show_default="the folder")
+    ] = None,
+    on: Annotated[str | None, typer.Option(help="local or ray: whose machines.", show_default="local")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray's address; a new local Ray if not named.", show_default=False)
+    ] = None,
+    agents: Annotated[
+        str | None, typer.Option(help="HOST:PORT where machines may `nubes join`.", show_default="nowhere")
+    ] = None,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Run in the background.")] = False,
     json: Json = False,
     ready_fd: Annotated[int, typer.Option(hidden=True)] = -1,
@@ -58,6 +72,11 @@ def up(
         hedging=hedging,
         cpu=cpu,
         memory=memory,
+        database=database,
+        objects=objects,
+        on=on,
+        address=address,
+        agents=agents,
     )
     policies = {seam: values[seam].value for seam in config.POLICIES if values[seam].value}
     from nubes.kernel.policy import make
@@ -83,14 +102,12 @@ def _serve(values: dict[str, config.Value], policies: dict[str, str], json: bool
         _announce(plane, started.url, json)
         return started
 
-    server.run(
-        folder,
-        policies,
-        cpu=values["cpu"].value,
-        memory_bytes=size_bytes(memory) if memory else 0,
-        ready_fd=ready_fd,
-        also=gateway,
-    )
+    make, beside = server.machines(values["on"].value, values["address"].value)
+    plane = partial(
+        make, folder, policies, values["cpu"].value, size_bytes(memory) if memory else 0,
+        **{name: values[name].value for name in ("database", "objects", "agents")},
+    )  # fmt: skip
+    server.run(plane, *beside, gateway, ready_fd=ready_fd)
 
 
 def _bind(folder: Path, host: str, port: int) -> socket.socket:
@@ -119,13 +136,16 @@ def _announce(plane: ControlPlane, url: str, json: bool) -> None:
         output.as_json_line({
             "version": __version__, "pid": os.getpid(), "url": url, "token_file": str(token), "data": str(plane.folder),
             "limits": plane.limits.kind, "limits_about": plane.limits.describe(), "cpu": controller.cpu,
-            "memory_bytes": controller.memory_bytes, "policies": policies,
+            "memory_bytes": controller.memory_bytes, "policies": policies, "log": plane.journal.where,
+            "objects": plane.objects,
         })  # fmt: skip
     else:
         rows = (
             ("gateway", f"{url}  (try {url}/docs)"),
             ("token", str(token)),
             ("data", str(plane.folder)),
+            *([("log", plane.journal.where)] if plane.journal.where != str(plane.folder) else []),
+            *([("objects", plane.objects)] if plane.objects != str(plane.folder / "objects") else []),
             ("capacity", f"{controller.cpu:g} CPU, {show_bytes(controller.memory_bytes)} of memory"),
             ("limits", plane.limits.describe()),
             ("policies", ", ".join(f"{seam} {text}" for seam, text in policies.items())),

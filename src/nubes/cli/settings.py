@@ -17,10 +17,15 @@ def show(data: Data = None, json: Json = False) -> None:
     """Every setting, its value, and what set it."""
     values = config.resolve({"data": data})
     if json:
-        output.as_json({name: {"value": v.value, "source": v.source} for name, v in values.items()})
+        output.as_json(
+            {
+                s.name: {"value": config.shown(s, values[s.name].value), "source": values[s.name].source}
+                for s in config.SETTINGS
+            }
+        )
         return
     output.table("", ("setting", "value", "set by", "about"), (
-        (s.name, values[s.name].value if values[s.name].value != "" else "-", values[s.name].source, s.about)
-        for s in config.SETTINGS
+        (s.name, config.shown(s, v.value) if v.value != "" else "-", v.source, s.about)
+        for s, v in ((s, values[s.name]) for s in config.SETTINGS)
     ))  # fmt: skip
     print(f"Files: [tool.nubes] in pyproject.toml, then {config.user_file()}; then NUBES_* and flags.")

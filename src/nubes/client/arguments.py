@@ -6,11 +6,11 @@ import sys
 from typing import Any
 
 from nubes.drivers.local import loading, payload
-from nubes.kernel.errors import UsageError
+from nubes.kernel.errors import NubesError, UsageError
 
 
 class Arguments:
-    """What this process sends: as bytes, with large buffers in segments under `shared` (or `objects`, on disk)."""
+    """What this process sends: as bytes, with large buffers in segments under `shared` (or `objects`, to last)."""
 
     def __init__(self, shared: str, objects: str) -> None:
         main = sys.modules["__main__"]
@@ -28,6 +28,8 @@ class Arguments:
         """`value` as a payload; with `keep` its large buffers survive a crash. Raises `UsageError`."""
         try:
             return payload.dumps(value, self.objects if keep else self.segments, self.by_value)
+        except NubesError:
+            raise
         except Exception as error:
             raise UsageError(
                 f"An argument cannot be sent to the function: {type(error).__name__}: {error}.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from nubes.client.multiplexing import AsyncConnection
 from nubes.client.outcomes import outcome, outcome_or_error, value
 from nubes.client.patience import Patience
 from nubes.client.window import Inputs, Window
-from nubes.drivers.local import wire
+from nubes.drivers.local import payload, wire
 from nubes.kernel.errors import Unavailable
 
 
@@ -56,7 +57,8 @@ class AsyncClient:
         outcome(frame)
 
     async def spawn(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        data = self.arguments.dumps((args, kwargs), keep=True)
+        pack = functools.partial(self.arguments.dumps, (args, kwargs), keep=True)
+        data = await asyncio.to_thread(pack) if self.arguments.objects.far else pack()
         frame = await self._connection().call(target, data, keep=True)
         return int(frame[2]) if frame[0] == wire.ACCEPTED else outcome(frame)
 
@@ -68,7 +70,7 @@ class AsyncClient:
                 break
             except Unavailable as error:
                 await asyncio.sleep(patience.pause_s(error))
-        return outcome(frame)
+        return await asyncio.to_thread(outcome, frame) if payload.is_far(frame[4]) else outcome(frame)
 
     async def map(self, target: Target, inputs: Inputs, ordered: bool, return_exceptions: bool) -> AsyncIterator[Any]:
         window = Window(target, inputs, self.arguments, ordered)

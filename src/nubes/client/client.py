@@ -42,7 +42,7 @@ class Client:
         self.path = path
         first = Connection(path)
         self.shared, self.folder, self.pid = first.shared, first.folder, first.pid
-        self.arguments = Arguments(first.shared, first.folder + "/objects")
+        self.arguments = Arguments(first.shared, first.objects)
         self._pool = Pool(path)
         self._pool.put(first)
         _watch_forks()

@@ -39,7 +39,7 @@ class Connection:
     def __init__(self, path: str) -> None:
         self.stream = wire.SocketStream(open_socket(path))
         self.stream.send(wire.pack(wire.HELLO, 1))
-        _, self.protocol, self.shared, self.folder, self.pid = self.stream.recv()
+        _, self.protocol, self.shared, self.folder, self.pid, self.objects = self.stream.recv()
 
     def send(self, data: bytes) -> None:
         """Sends frames. Raises `Unavailable` if the control plane is gone."""

@@ -15,6 +15,7 @@ from nubes.kernel.errors import Unavailable
 if TYPE_CHECKING:
     import subprocess
 
+EMBEDDED = ("database", "objects", "on", "address", "agents")  # settings that an embedded control plane has, too
 _shared: Client | None = None
 _lock = threading.Lock()
 
@@ -93,6 +94,7 @@ def _start_embedded(folder: Path) -> None:
             stdin=subprocess.DEVNULL,
             stderr=complaints,
             start_new_session=True,
+            env={**os.environ, **{config.variable(name): str(settings[name].value) for name in EMBEDDED}},
         )
         os.close(watch_reading)
         os.close(ready_writing)

@@ -35,7 +35,7 @@ def value(output: bytes) -> Any:
     """The value that a function returned or yielded."""
     made = payload.loads(output) if output else None
     segment = payload.segment_of(output)
-    if segment and "/objects/" not in segment:
+    if segment and not payload.is_object(segment):
         payload.discard(segment)  # mapped by now; nobody else will read it
     return made
 

@@ -141,7 +141,7 @@ class Waiting:
         trouble = await safe
         if trouble:  # it could not be written down, so it must not run
             self.plane.feed(e.Cancelled(own, True))
-            raise of_error(Unavailable(trouble, "Free some space; the call was not accepted."))
+            raise of_error(Unavailable(trouble, "The call was not accepted."))
 
     async def items(self) -> AsyncIterator[bytes]:
         """What a generator yields, as it comes."""
@@ -162,7 +162,7 @@ class Waiting:
 def discard(output: bytes) -> None:
     """Gives back the shared memory of a result that nobody reads."""
     segment = payload.segment_of(output)
-    if segment and "/objects/" not in segment:
+    if segment and not payload.is_object(segment):
         payload.discard(segment)
 
 

@@ -58,7 +58,7 @@ def to_json(output: bytes) -> bytes:
     try:
         return encode(payload.load_mapped(output, unpickle)[0])
     finally:
-        if segment and "/objects/" not in segment:
+        if segment and not payload.is_object(segment):
             payload.discard(segment)
 
 

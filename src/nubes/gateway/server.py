@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import errno
 import hmac
-import os
 import re
-import secrets
 import signal
 import socket
 import time
@@ -16,7 +14,6 @@ import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -28,6 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from nubes import __version__
 from nubes.drivers.local.control_plane import ControlPlane
+from nubes.drivers.local.token import token_of
 from nubes.gateway import openapi
 from nubes.gateway.api import Api
 from nubes.gateway.health import Health
@@ -70,17 +68,6 @@ def bind(host: str, port: int) -> socket.socket:
         ) from None
     sock.setblocking(False)
     return sock
-
-
-def token_of(folder: Path) -> str:
-    """The data folder's token, made when it is first asked for; only its owner can read it."""
-    path = folder / "token"
-    if not path.exists():
-        with contextlib.suppress(FileExistsError):
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(fd, "w") as file:
-                file.write(secrets.token_urlsafe(32) + "\n")
-    return path.read_text().strip()
 
 
 class _Server(uvicorn.Server):

@@ -33,7 +33,7 @@ class Log:
         self._lock = -1
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = _lock(folder)
+            self._lock = lock(folder)
             self.snapshot_at, self.snapshot = self._newest_snapshot()
             self._fd, self._segment_size = self._recover()
         except BaseException as error:
@@ -219,6 +219,10 @@ class Log:
                 segment.unlink()
                 self.first = following
 
+    def size_bytes(self) -> int:
+        """How large all segments are."""
+        return sum(path.stat().st_size for _, path in self._segments())
+
     def close(self) -> None:
         """Writes, syncs and lets go of the folder, even if the disk is full."""
         try:
@@ -250,7 +254,8 @@ def _unused(path: Path) -> Path:
     return next(candidate for candidate in tries if not candidate.exists())
 
 
-def _lock(folder: Path) -> int:
+def lock(folder: Path) -> int:
+    """Holds a log's folder for as long as the descriptor that is returned is open. Raises `AlreadyRunning`."""
     fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from nubes import client as clients
-from nubes.drivers.local.secret_files import ANONYMOUS
+from nubes.drivers.local.secrets import ANONYMOUS
 from nubes.kernel.errors import UsageError
 from nubes.storage.names import checked
 from nubes.twins import Ask, asking

@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 
+from nubes.drivers.local import state
 from nubes.functions import events as e
 from nubes.functions.models import TreeTimes
 from nubes.kernel.errors import UsageError
-from nubes.kernel.log import Log, read
+from nubes.kernel.log import Log
 from nubes.kernel.message import Codec
 from nubes.workloads.fold import Fold
 from nubes.workloads.outcome import Outcome
@@ -72,14 +73,14 @@ def events_of(folder: Path) -> list[Timed]:
     where = _log_folder(folder)
     if where is None:
         raise UsageError(f"{folder} holds no log.", "Name the data folder of a nubes that ran.")
-    first = min(int(path.stem) for path in where.glob("*.log"))
+    first = state.first(where)
     if first:
         raise UsageError(
             f"The log in {where} starts at record {first}; what came before is gone.",
             "Record anew: start nubes with an empty data folder.",
         )
     decode = Codec(e.EVENTS).decode
-    return [decode(record) for record in read(where)]
+    return [decode(record) for record in state.read(where)]
 
 
 def write_events(folder: Path, events: Iterable[Timed]) -> None:
@@ -97,7 +98,7 @@ def load_recording(folder: Path, name: str = "") -> Recording:
 
 
 def _log_folder(folder: Path) -> Path | None:
-    return next((f for f in (folder, folder / "log") if any(f.glob("*.log"))), None)
+    return next((f for f in (folder, folder / "log") if state.is_log(f)), None)
 
 
 def recording_of(events: Iterable[Timed], name: str) -> Recording:

@@ -23,6 +23,11 @@ def echo(value: Any) -> Any:
     return value
 
 
+@app.function()
+async def echo_later(value: Any) -> Any:
+    return value
+
+
 def file_at(address: int) -> str:
     """What is mapped at an address of this process; empty for memory of its own."""
     with open("/proc/self/maps") as maps:

@@ -7,7 +7,6 @@ import os
 from functools import partial
 from typing import Any
 
-from nubes.drivers.local import secret_files
 from nubes.drivers.local.sessions import Session, ask, specs_from
 from nubes.drivers.local.status import status_of
 from nubes.functions import events as e
@@ -25,7 +24,7 @@ async def _safe(session: Session) -> None:
 
     def full(why: str) -> None:
         if not future.done():
-            future.set_exception(Unavailable(why, "Free some space, then try again."))
+            future.set_exception(Unavailable(why, "Then try again."))
 
     session.plane.journal.when_safe(safe, full)
     await future
@@ -103,6 +102,18 @@ async def store(session: Session, args: dict[str, Any]) -> Any:
 
 
 @ask
+async def drain(session: Session, args: dict[str, Any]) -> dict[str, Any]:
+    controller, id = session.plane.controller, args["machine"]
+    m = controller.machines.get(id)
+    if m is None:
+        known = ", ".join(map(str, controller.machines)) or "none"
+        raise NotFound(f"There is no machine {id}.", f"There are: {known}.")
+    undo = e.MachineReady(m.cpu, int(m.memory_bytes), m.id, m.zone)
+    session.plane.feed(undo if args["undo"] else e.MachineDraining(id))
+    return {"machine": id, "draining": not args["undo"]}
+
+
+@ask
 async def hold(session: Session, args: dict[str, Any]) -> None:
     """Makes a dict or queue that is gone when this connection is."""
     stores = session.plane.stores
@@ -112,21 +123,21 @@ async def hold(session: Session, args: dict[str, Any]) -> None:
 
 @ask
 async def secret_put(session: Session, args: dict[str, Any]) -> None:
-    folder = session.plane.folder / "secrets"
-    secret_files.put(folder, args["name"], args["values"], bool(args["allow_existing"]))
-    secret_files.tidy(folder, {name for spec in session.plane.controller.specs.values() for name in spec.secrets})
+    secrets = session.plane.secrets
+    await secrets.put(args["name"], args["values"], bool(args["allow_existing"]))
+    await secrets.tidy({name for spec in session.plane.controller.specs.values() for name in spec.secrets})
 
 
 @ask
 async def secret_check(session: Session, args: dict[str, Any]) -> None:
-    secret_files.check(session.plane.folder / "secrets", args["name"], args["required"])
+    session.plane.secrets.check(args["name"], args["required"])
 
 
 @ask
 async def secret_list(session: Session, args: dict[str, Any]) -> list[str]:
-    return secret_files.listed(session.plane.folder / "secrets")
+    return session.plane.secrets.listed()
 
 
 @ask
 async def secret_delete(session: Session, args: dict[str, Any]) -> None:
-    secret_files.delete(session.plane.folder / "secrets", args["name"], bool(args["allow_missing"]))
+    await session.plane.secrets.delete(args["name"], bool(args["allow_missing"]))

@@ -1,22 +1,26 @@
-"""The log of a control plane on its disk: what was promised is flushed, many promises at a time, before it is told."""
+"""The log of a control plane: what was promised is flushed, many promises at a time, before it is told."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import hashlib
+import os
 import pickle
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import nubes
 from nubes.drivers.local import retention
+from nubes.drivers.local.state import State
 from nubes.functions import events as e
 from nubes.functions.controller import Functions
 from nubes.kernel.errors import LogCorrupt, UnknownPolicy
-from nubes.kernel.log import Log
 from nubes.kernel.message import Codec, Event
+from nubes.kernel.writing import Superseded
 
 WRITE_S = 0.05  # how long a record that nobody waits for may stay in memory
 SNAPSHOT_RECORDS = 200_000  # how many records between snapshots
@@ -27,11 +31,12 @@ _Safe = tuple[Callable[[], None], Callable[[str], None] | None]
 
 
 class Journal:
-    """The records of one data folder, and the state they fold to. Takes the folder: raises if another holds it."""
+    """The records of a control plane's log, and the state they fold to."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.log = Log(folder / "log")
+    def __init__(self, state: State) -> None:
+        self.where = state.where
+        self._objects = state.objects
+        self.log = state.log
         self.full = ""  # why nothing can be written, while nothing can
         self.flushed: Callable[[float], None] = lambda _: None  # told how long each flush took
         self.flushing_since_s = 0.0  # by the loop's clock; 0: no flush is under way
@@ -39,6 +44,7 @@ class Journal:
         self._unsynced: list[_Safe] = []
         self._syncing = False
         self._write_later = False
+        self._superseded = False
         self._snapshot_at = 0
         self._loop: asyncio.AbstractEventLoop
         self._state: Functions
@@ -57,6 +63,7 @@ class Journal:
             except UnknownPolicy as error:
                 raise self._missing(error.message) from error
         self._snapshot_at = self.log.count
+        self._sweep()
         return self._state, last
 
     def _newest(self) -> tuple[Functions, int]:
@@ -71,14 +78,14 @@ class Journal:
                         if version == _code_version() and isinstance(error, ImportError | AttributeError):
                             raise self._missing(f"{error}.") from error
                         raise LogCorrupt(
-                            f"The state in {self._folder} was made by another version of nubes ({error!r}).",
+                            f"The state in {self.where} was made by another version of nubes ({error!r}).",
                             "Start that version once more, or begin with an empty data folder.",
                         ) from None
         return Functions(), self.log.first
 
     def _missing(self, what: str) -> UnknownPolicy:
         return UnknownPolicy(
-            f"A policy that decided for {self._folder} is not installed any more: {what}",
+            f"A policy that decided for {self.where} is not installed any more: {what}",
             "Install the package it came with again, then start again: nothing is lost. Or choose another folder with "
             "--data.",
         )
@@ -107,8 +114,11 @@ class Journal:
         self._snapshot()
 
     def let_go(self) -> None:
-        """Gives the folder back."""
-        self.log.close()
+        """Gives the log back."""
+        try:
+            self.log.close()
+        except OSError as error:
+            complain(f"The log in {self.where} cannot be closed in order: {error.strerror}.")
 
     def _write(self) -> None:
         self._write_later = False
@@ -119,11 +129,17 @@ class Journal:
             self._cannot_write(error)
         if self.log.count - self._snapshot_at > SNAPSHOT_RECORDS:
             self._snapshot()
+            self.when_safe(self._sweep)
 
     def _cannot_write(self, error: OSError) -> None:
         if not self.full:
-            self.full = f"The log in {self._folder} cannot be written: {error.strerror}."
-            complain(f"{self.full} Free some space; nothing accepted is lost.")
+            hint = " Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            self.full = f"The log in {self.where} cannot be written: {error.strerror}.{hint}"
+            complain(f"{self.full} Nothing accepted is lost.")
+        if isinstance(error, Superseded) and not self._superseded:
+            self._superseded = True
+            complain(f"This control plane ends: {error.strerror}.")
+            os.kill(os.getpid(), signal.SIGTERM)
         if not self._write_later:
             self._write_later = True
             self._loop.call_later(_RETRY_S, self._write)
@@ -161,11 +177,22 @@ class Journal:
     def _snapshot(self) -> None:
         try:
             state = _code_version() + b"\n" + pickle.dumps(self._state, 5)
-            self.log.save_snapshot(state, keep_segments=not retention.log_is_large(self._folder / "log"))
+            self.log.save_snapshot(state, keep_segments=self.log.size_bytes() <= retention.KEEP_LOG_BYTES)
             self._snapshot_at = self.log.count
-            retention.sweep(self._folder / "objects", self._state)
         except OSError as error:
             self._cannot_write(error)
+
+    def _sweep(self) -> None:
+        """Removes objects that nothing refers to. All that is in the state must be safe by now."""
+        used = retention.used(self._state)
+        work = self._loop.run_in_executor(None, retention.remove_unused, self._objects, used)
+        work.add_done_callback(_swept)
+
+
+def _swept(done: asyncio.Future[int]) -> None:
+    error = None if done.cancelled() else done.exception()
+    if error is not None:
+        complain(f"Objects that are not needed any more could not be removed: {error}")
 
 
 @functools.cache

@@ -1,9 +1,9 @@
 """Arguments and results as bytes. Large buffers (NumPy, Arrow, bytes) go through shared memory, copied once.
 
 A payload starts with a letter: `P` a pickle; `S` a pickle whose buffers lie in a segment, a file in /dev/shm or, for
-what must survive
-a crash, in the data folder. A reader maps the segment privately: its arrays are writable and nobody else sees the
-writes.
+what must survive a crash, an object: a file, or in an object store. A reader maps a file privately, and fetches what
+is in a store: its arrays are writable and nobody else sees the writes. `B` is an `S` on its way to another machine,
+with its buffers in it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 import cloudpickle
 import msgspec
 
+from nubes.drivers.local import objects
+
 INLINE_BYTES = 64 << 10  # buffers below this travel within the pickle
 _ALIGN = 64
 _names = itertools.count()
@@ -33,10 +35,11 @@ class _Header(msgspec.Struct, array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Header).decode
+_decode_carried = msgspec.msgpack.Decoder(tuple[bytes, bytes]).decode  # (header, content of the segment)
 
 
 class Segments:
-    """Where a process puts its large buffers. With `durable`, segments are files that a crash does not take.
+    """Where a process puts its large buffers. With `durable`, a crash does not take them: `folder` may be a URL then.
 
     Segments that nobody reads any more come back through `recycle` and are used again: their pages are there already.
     """
@@ -44,6 +47,7 @@ class Segments:
     def __init__(self, folder: str, durable: bool = False, keep: bool = True, spare_bytes: int = 1 << 30) -> None:
         self.folder = folder
         self.durable = durable
+        self.far = objects.is_url(folder)  # writing there may take a while
         self.keep = keep  # whether segments come back; if not, whoever reads one removes it
         self._spare: list[tuple[int, str, mmap.mmap]] = []
         self._used: dict[str, tuple[int, mmap.mmap]] = {}
@@ -56,7 +60,7 @@ class Segments:
             spans.append((size, buffer.nbytes))
             size += -(-buffer.nbytes // _ALIGN) * _ALIGN
         if self.durable:
-            return self._put_file(buffers, spans), spans
+            return self._put_object(buffers, spans), spans
         path, room, mapped = self._take(size)
         for (start, length), buffer in zip(spans, buffers, strict=True):
             mapped[start : start + length] = buffer
@@ -64,8 +68,11 @@ class Segments:
             self._used[path] = (room, mapped)
         return path, spans
 
-    def _put_file(self, buffers: list[memoryview], spans: list[tuple[int, int]]) -> str:
-        path = f"{self.folder}/seg-{os.getpid()}-{next(_names)}-{os.urandom(4).hex()}"
+    def _put_object(self, buffers: list[memoryview], spans: list[tuple[int, int]]) -> str:
+        path = f"{self.folder}/{objects.PREFIX}{os.getpid()}-{next(_names)}-{os.urandom(8).hex()}"
+        if self.far:
+            objects.put(path, buffers, spans)
+            return path
         with open(path, "wb", buffering=0) as file:
             for (start, _), buffer in zip(spans, buffers, strict=True):
                 file.seek(start)
@@ -209,7 +216,14 @@ def load_mapped(payload: bytes, unpickle: Callable[..., Any] = pickle.loads) -> 
     """The value, and the private mapping its buffers lie in (None if they do not). `unpickle` may be a stricter one."""
     if payload[:1] == b"P":
         return unpickle(memoryview(payload)[1:]), None
+    if payload[:1] == b"B":
+        about, content = _decode_carried(memoryview(payload)[1:])
+        header, fetched = _decode(about), memoryview(bytearray(content))
+        return unpickle(header.pickled, buffers=[fetched[start : start + size] for start, size in header.spans]), None
     header = _decode(memoryview(payload)[1:])
+    if objects.is_url(header.segment):
+        fetched = memoryview(objects.get(header.segment))
+        return unpickle(header.pickled, buffers=[fetched[start : start + size] for start, size in header.spans]), None
     fd = os.open(header.segment, os.O_RDONLY)
     try:
         mapped = mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
@@ -225,6 +239,43 @@ def load_mapped(payload: bytes, unpickle: Callable[..., Any] = pickle.loads) -> 
 def segment_of(payload: bytes) -> str:
     """The path of the segment a payload refers to; empty if none."""
     return _decode(memoryview(payload)[1:]).segment if payload[:1] == b"S" else ""
+
+
+def carried(payload: bytes) -> bytes:
+    """The payload as it can go to another machine. Its segment goes, unless it is kept for others to read, too."""
+    path = segment_of(payload)
+    if not path or objects.is_url(path):
+        return payload
+    with open(path, "rb") as file:
+        content = file.read()
+    if not is_object(path):
+        discard(path)
+    return b"B" + _encode((payload[1:], content))
+
+
+def landed(payload: bytes, segments: Segments) -> bytes:
+    """A payload that came from another machine, with its buffers in a segment of this one."""
+    if payload[:1] != b"B":
+        return payload
+    about, content = _decode_carried(memoryview(payload)[1:])
+    return placed(about, memoryview(content), segments)
+
+
+def placed(about: bytes, content: memoryview, segments: Segments) -> bytes:
+    """A payload whose header and whose segment's content came from another machine."""
+    header = _decode(about)
+    path, spans = segments.put([content[start : start + size] for start, size in header.spans])
+    return b"S" + _encode(_Header(path, spans, header.pickled))
+
+
+def is_far(payload: bytes) -> bool:
+    """Whether reading a payload means to fetch it first, which may take a while."""
+    return payload[:1] == b"S" and objects.is_url(segment_of(payload))
+
+
+def is_object(path: str) -> bool:
+    """Whether a segment is kept for others to read, too: its reader does not remove it."""
+    return path.rpartition("/")[2].startswith(objects.PREFIX)
 
 
 def clean(folder: Path, pid: int | None = None) -> None:

@@ -83,10 +83,11 @@ class Processes:
         settings: Callable[[FunctionSpec], tuple[dict[str, str], dict[str, str]]],
         limits: Limits,
         prime: Callable[[], bool],
+        objects: str,
     ) -> None:
         self.loop = loop
         self._shared = str(shared)  # as text: paths are put together at every start
-        self._objects = str(folder / "objects")
+        self._objects = objects
         self._output = str(folder / "output")
         self.specs = specs
         self.report = report
@@ -171,6 +172,13 @@ class Processes:
 
     def prune(self, command: e.PruneNode) -> None:
         self.parents.prune(command.node)
+
+    def drained(self, command: e.Drained) -> None:
+        """Nothing is to be done: this machine goes when the control plane does."""
+
+    def function_of(self, instance: int) -> str:
+        process = self.instances.get(instance)
+        return process.function if process else ""
 
     # -- what parents tell ---------------------------------------------------------------------------------------
 

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
-from nubes.drivers.local import payload
+from nubes.drivers.local import objects, payload
 from nubes.functions.controller import Functions
 
 KEEP_LOG_BYTES = 4 << 30  # beyond this, segments that two snapshots cover are dropped, the oldest first
 YOUNG_S = 3600.0  # objects this new may belong to a call that is only just being handed in
 
 
-def log_is_large(folder: Path) -> bool:
-    return sum(path.stat().st_size for path in folder.glob("*.log")) > KEEP_LOG_BYTES
+def sweep(place: str, controller: Functions) -> int:
+    """Removes objects in a folder, or at a URL, that belong to no call and no kept answer; returns how many."""
+    return remove_unused(place, used(controller))
 
 
-def sweep(folder: Path, controller: Functions) -> int:
-    """Removes objects in `folder` that belong to no call and no kept answer; returns how many."""
-    used = set(_segments(_payloads(controller)))
-    removed = 0
+def used(controller: Functions) -> set[str]:
+    """The objects that calls and kept answers refer to."""
+    return set(_segments(_payloads(controller)))
+
+
+def remove_unused(place: str, used: Set[str]) -> int:
+    """Removes the objects at `place` that are not in `used`, unless they are young; returns how many."""
     oldest = time.time() - YOUNG_S
-    for path in folder.iterdir():
+    if objects.is_url(place):
+        gone = [
+            name
+            for name, changed in objects.listed(place)
+            if name.startswith(objects.PREFIX) and f"{place}/{name}" not in used and changed < oldest
+        ]
+        if gone:
+            objects.remove(place, gone)
+        return len(gone)
+    removed = 0
+    for path in Path(place).glob(f"{objects.PREFIX}*"):
         if str(path) not in used and path.stat().st_mtime < oldest:
             path.unlink()
             removed += 1

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from nubes.drivers.local import payload, wire
+from nubes.drivers.local import payload, sockets, wire
 from nubes.drivers.local.control_plane import ControlPlane
 from nubes.drivers.local.peer import Peer
 from nubes.functions import events as e
@@ -37,24 +37,8 @@ def listen(plane: ControlPlane, stop: asyncio.Event) -> socket.socket:
     """Opens `<data folder>/socket` for clients."""
     from nubes.drivers.local import asks  # noqa: F401  (fills ASKS)
 
-    path = str(plane.folder / "socket")
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        # Unix socket paths are limited to about 100 bytes: a long one is reached through a descriptor of its folder.
-        folder = os.open(plane.folder, os.O_RDONLY)
-        listener.bind(path if len(path) < 100 else f"/proc/self/fd/{folder}/socket")
-        os.close(folder)
-    except OSError as error:
-        raise UsageError(
-            f"The socket {path} cannot be opened: {error.strerror}.", "Choose another folder with --data."
-        ) from None
-    os.chmod(path, 0o600)
-    listener.listen(512)
-    listener.setblocking(False)
+    listener = sockets.listen(plane.folder / "socket")
+    plane.visitors = lambda sock: Session(plane, sock, stop, remote=True)  # on other machines
 
     def accept() -> None:
         try:
@@ -70,11 +54,12 @@ def listen(plane: ControlPlane, stop: asyncio.Event) -> socket.socket:
 class Session:
     """One client: its calls, and what it waits for."""
 
-    def __init__(self, plane: ControlPlane, sock: socket.socket, stop: asyncio.Event) -> None:
+    def __init__(self, plane: ControlPlane, sock: socket.socket, stop: asyncio.Event, remote: bool = False) -> None:
         self.plane = plane
+        self.remote = remote  # on another machine: shares no memory with this one
         self.stop = stop
         self.owner = next(_owners)
-        self.pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        self.pid = 0 if remote else struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         plane.clients[self.pid] += 1
         self.calls: set[int] = set()
         self.watched: set[int] = set()
@@ -91,12 +76,14 @@ class Session:
     def result(self, call: int, status: str, reason: str, output: bytes, released: bool = False) -> None:
         self.calls.discard(call)
         self.watched.discard(call)
-        if self.peer.closed and output[:1] == b"S":
-            payload.discard(payload.segment_of(output))
+        if self.peer.closed and output[:1] == b"S" and not payload.is_object(segment := payload.segment_of(output)):
+            payload.discard(segment)
+        elif self.remote:
+            output = payload.carried(output)
         self._send(wire.pack(wire.RESULT, call, status, reason, output, released))
 
     def item(self, call: int, output: bytes) -> None:
-        self._send(wire.pack(wire.YIELD, call, output))
+        self._send(wire.pack(wire.YIELD, call, payload.carried(output) if self.remote else output))
 
     def printed(self, call: int, function: str, stream: str, text: str) -> None:
         self._send(wire.pack(wire.LOG, call, function, stream, text))
@@ -122,11 +109,15 @@ class Session:
             if frame[1] in self.tasks:
                 self.tasks[frame[1]].cancel()
         elif kind == wire.HELLO:
-            self._send(wire.pack(wire.WELCOME, PROTOCOL, str(self.plane.shared), str(self.plane.folder), os.getpid()))
+            plane = self.plane
+            about = PROTOCOL, str(plane.shared), str(plane.folder), os.getpid(), plane.objects
+            self._send(wire.pack(wire.WELCOME, *about))
 
     def _call(
         self, call: int, function: str, method: str, variant: str, keep: bool, key: str, route: list[str], data: bytes
     ) -> None:
+        if keep and self.remote:
+            data = payload.landed(data, self.plane.durable)
         kept = data if keep else b""
         event = e.Submitted(call, function, keep, method, variant, tuple(route), key, kept, 0 if keep else self.owner)
         try:
@@ -146,7 +137,7 @@ class Session:
     def _not_kept(self, call: int, why: str) -> None:
         """The call could not be written down: it is withdrawn, and the client told that it was not accepted."""
         self.plane.feed(e.Cancelled(call, True))
-        self.result(call, FAILED, f"unavailable: {why} Free some space; the call was not accepted.", b"")
+        self.result(call, FAILED, f"unavailable: {why} The call was not accepted.", b"")
 
     def _fetch(self, call: int, wait: bool) -> None:
         controller = self.plane.controller
@@ -194,7 +185,8 @@ class Session:
         self.plane.clients[self.pid] -= 1
         if not self.plane.clients[self.pid]:
             del self.plane.clients[self.pid]
-            payload.clean(self.plane.shared, self.pid)
+            if not self.remote:
+                payload.clean(self.plane.shared, self.pid)
 
 
 def specs_from(raw: list[bytes]) -> tuple[FunctionSpec, ...]:

@@ -9,7 +9,7 @@ class Setting(msgspec.Struct, array_like=True, frozen=True):
     """What every instance of one function finds around it."""
 
     shared: str = ""  # the folder for results in shared memory
-    objects: str = ""  # the folder for results that outlive a crash
+    objects: str = ""  # the folder, or URL, for results that outlive a crash
     output: str = ""  # the file for what it writes to its descriptors 1 and 2
     env: dict[str, str] = {}
     volumes: dict[str, str] = {}  # where it appears -> the folder that it is

@@ -28,7 +28,7 @@ def status_of(plane: ControlPlane, limit: int = 1000) -> dict[str, Any]:
         "memory_used_bytes": controller.memory_used,
         "limits": plane.limits.kind,
         "policies": {seam: policy.text for seam, policy in controller.policies.items()},
-        "machines": [_machine(m) for m in controller.machines.values()],
+        "machines": [_machine(plane, m) for m in controller.machines.values()],
         "records": plane.journal.log.count,
         "findings": plane.journal.log.findings,
         "full": plane.journal.full,
@@ -43,9 +43,12 @@ def status_of(plane: ControlPlane, limit: int = 1000) -> dict[str, Any]:
     }
 
 
-def _machine(m: Machine) -> dict[str, Any]:
+def _machine(plane: ControlPlane, m: Machine) -> dict[str, Any]:
+    member = plane.agents.members.get(m.id) if plane.agents is not None else None
     return {
         "id": m.id,
+        "name": member.about.name if member is not None else "here",
+        "connected": m.id == 0 or (member is not None and member.peer is not None),
         "zone": m.zone,
         "draining": m.draining,
         "instances": len(m.instances),

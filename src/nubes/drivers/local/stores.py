@@ -1,32 +1,30 @@
-"""The shared dicts and queues of a control plane, in one SQLite file of its data folder.
+"""The shared dicts and queues of a control plane.
 
-All work on the file is done by one thread; what is asked for while it is busy goes into its next transaction, so that
-many share one flush. An answer is given when its transaction is on disk. Waiting for an item, or for room, is a
+All work on their tables is done by one thread; what is asked for while it is busy goes into its next transaction,
+so that many share one flush. An answer is given when its transaction is on disk. Waiting for an item, or for room, is a
 future that the next put, or get, resolves: nothing polls.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from nubes.drivers.local.store_operations import OPERATIONS, SCHEMA, Operation, empty
+from nubes.drivers.local.store_operations import OPERATIONS, Operation
+from nubes.drivers.local.tables import Tables
 from nubes.kernel.errors import Unavailable
 
 
 class Stores:
     """Answers the ask `store`. `answer` raises `NotFound` for a store that does not exist and may not be made."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
         self._thread = ThreadPoolExecutor(1, "nubes-stores")
-        self._db: sqlite3.Connection | None = None
         self._asked: list[tuple[Operation, dict[str, Any], asyncio.Future[Any]]] = []
         self._busy = False
         self._lines: dict[tuple[str, str, str], deque[asyncio.Future[None]]] = {}
@@ -44,8 +42,7 @@ class Stores:
 
     def close(self) -> None:
         """Waits for the transaction under way."""
-        if self._db is not None:
-            self._thread.submit(self._db.close)
+        self._thread.submit(self._tables.close)
         self._thread.shutdown()
 
     def drop(self, kind: str, name: str) -> None:
@@ -137,14 +134,14 @@ class Stores:
         self._busy = bool(batch)
         if batch:
             loop = asyncio.get_running_loop()
-            work = loop.run_in_executor(self._thread, self._transact, [(do, arguments) for do, arguments, _ in batch])
+            work = loop.run_in_executor(
+                self._thread, self._tables.transact, [(do, arguments) for do, arguments, _ in batch]
+            )
             work.add_done_callback(lambda done: self._committed(done, [future for _, _, future in batch]))
 
     def _committed(self, done: asyncio.Future[list[Any]], futures: list[asyncio.Future[Any]]) -> None:
         failed = done.exception()
-        results = (
-            done.result() if failed is None else [Unavailable(f"{self._path} cannot be used: {failed}.")] * len(futures)
-        )
+        results = done.result() if failed is None else [_unavailable(self._tables.where, failed)] * len(futures)
         for future, result in zip(futures, results, strict=True):
             if future.done():
                 continue
@@ -154,33 +151,9 @@ class Stores:
                 future.set_result(result)
         self._next()
 
-    def _transact(self, batch: list[tuple[Operation, dict[str, Any]]]) -> list[Any]:
-        """In the thread: one transaction; an operation that fails leaves nothing and does not disturb the others."""
-        if self._db is None:
-            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-            self._path.chmod(0o600)
-            self._db.executescript(SCHEMA)
-            for (store,) in self._db.execute("SELECT id FROM stores WHERE ephemeral").fetchall():
-                empty(self._db, store)  # whoever made it went with an earlier control plane
-        results: list[Any] = []
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            for operation, arguments in batch:
-                self._db.execute("SAVEPOINT one")
-                try:
-                    results.append(operation(self._db, arguments))
-                except Exception as error:
-                    if isinstance(error, sqlite3.OperationalError):
-                        raise  # the file itself: full, or broken
-                    self._db.execute("ROLLBACK TO one")
-                    results.append(error)
-                self._db.execute("RELEASE one")
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-        return results
+
+def _unavailable(where: str, error: BaseException) -> Unavailable:
+    return error if isinstance(error, Unavailable) else Unavailable(f"{where} cannot be used: {error}.")
 
 
 def _undo(done: asyncio.Future[Any], give_back: Callable[[Any], None]) -> None:

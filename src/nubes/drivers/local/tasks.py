@@ -50,7 +50,7 @@ async def run(me: Instance, call: int, function: Any, hop: bool, keep: bool, dat
     printed.call.set(call)
     started = time.monotonic()
     try:
-        value = payload.loads(data)
+        value = await asyncio.to_thread(payload.loads, data) if payload.is_far(data) else payload.loads(data)
         args, kwargs = ((value,), {}) if hop else value
         result = function(*args, **kwargs)
         if inspect.isasyncgen(result):
@@ -64,7 +64,9 @@ async def run(me: Instance, call: int, function: Any, hop: bool, keep: bool, dat
         elif inspect.isawaitable(result):
             result = await result
         took = time.monotonic() - started
-        out, ok, pushed = payload.dumps(result, me.place(keep)), True, ""
+        place = me.place(keep)
+        out = await asyncio.to_thread(payload.dumps, result, place) if place.far else payload.dumps(result, place)
+        ok, pushed = True, ""
     except BaseException as error:
         took = time.monotonic() - started
         ok, out, pushed = False, endings.failure(error), endings.backpressure(error)

@@ -25,6 +25,7 @@ WELCOME, RESULT, ACCEPTED, YIELD, LOG, ANSWER, PENDING = range(10, 17)
 RUN, STOP, INTERRUPT = range(20, 23)
 # instance -> control plane
 READY, BROKEN, DONE, YIELDED, PRINTED = range(30, 35)
+RESULTS = {DONE: 4, YIELDED: 2}  # where frames have what a function gave
 # control plane -> parent in the process tree (one datagram each, with file descriptors)
 FORK, GROW, REAP = range(40, 43)
 # parent -> control plane: NEWS holds frames of the kinds FORKED and EXITED, in their order

@@ -1,0 +1,1 @@
+"""Other machines: an agent on each starts instances there; the control plane decides, over a link that may break."""

@@ -1,0 +1,281 @@
+"""The control plane's end: commands go to the machine they are for, this one or that of an agent; news come back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from nubes.drivers.local import payload, wire
+from nubes.drivers.local.peer import Peer
+from nubes.drivers.remote import code, messages
+from nubes.drivers.remote.carrying import Carrier, Inline, InOrder
+from nubes.functions import events as e
+from nubes.kernel.errors import NubesError, UsageError
+from nubes.kernel.link import Link, LinkBroken
+
+if TYPE_CHECKING:
+    from nubes.drivers.local.plane import Hands
+
+
+class Member:
+    """A machine with an agent: its link, and the connection under it while there is one."""
+
+    def __init__(self, machine: int, about: messages.About, incarnation: int) -> None:
+        self.machine = machine
+        self.about = about
+        self.link = Link(incarnation)
+        self.peer: Peer | None = None
+        self.heard_s = 0.0
+        self.functions: dict[int, str] = {}  # of its instances
+        self.leaving = False
+        self.gone = False  # it was told that it may go
+
+    def write(self, frames: list[bytes]) -> None:
+        if self.peer is not None and frames:
+            self.peer.send(b"".join(wire.pack(messages.LINK, frame) for frame in frames))
+
+
+class Agents:
+    """The hands of a control plane with many machines. `local` are those of its own, if it gives out any of itself."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        feed: Callable[[Any], None],
+        frame: Callable[[int, list[Any]], None],
+        around: Callable[[str, str], messages.Surroundings | None],
+        prime: Callable[[], bool],
+        segments: payload.Segments,
+        durable: payload.Segments,
+        local: Hands | None,
+        carrier: Carrier | None = None,
+    ) -> None:
+        self._loop = loop
+        self._feed = feed
+        self._frame = frame
+        self._around = around
+        self._prime = prime
+        self._segments = segments
+        self._durable = durable
+        self._in_order = InOrder(loop)
+        self._local = local
+        self._carrier = carrier or Inline()
+        self._incarnation = int.from_bytes(os.urandom(7), "big") + 1
+        self._machines = itertools.count(1)
+        self.members: dict[int, Member] = {}  # by machine
+        self._where: dict[int, Member] = {}  # by instance
+        self._nodes: dict[int, Member] = {}  # by parent in the process tree
+        self._closed = False
+        loop.call_later(messages.BEAT_S, self._beat)
+
+    # -- machines ------------------------------------------------------------------------------------------------
+
+    def join(self, raw: bytes, sock: socket.socket) -> None:
+        """An agent connects, for the first time or again. Raises `UsageError` if its machine was given up."""
+        about = messages.about(raw)
+        member = next((m for m in self.members.values() if m.about.incarnation == about.incarnation), None)
+        if member is None:
+            for other in [m for m in self.members.values() if m.about.name == about.name]:
+                self.lost(other.machine, "its agent was started anew")
+            if about.cpu <= 0 or about.memory_bytes <= 0:
+                raise UsageError("The machine has nothing to give.", "Name --cpu and --memory above zero.")
+            member = Member(next(self._machines), about, self._incarnation)
+            self.members[member.machine] = member
+            self._feed(e.MachineReady(about.cpu, about.memory_bytes, member.machine, about.zone))
+        if member.peer is not None:
+            member.peer.close()
+        joined = member
+        peer = Peer(
+            self._loop, sock, lambda frame: self._received(joined, peer, frame), lambda: self._cut(joined, peer)
+        )
+        member.peer, member.heard_s = peer, self._loop.time()
+        peer.send(wire.pack(messages.JOINED, member.machine))  # before any frame of the link
+        member.write(member.link.connected())
+
+    def lost(self, machine: int, reason: str) -> None:
+        """A machine is gone, and with it everything on it."""
+        member = self.members.pop(machine, None)
+        if member is None:
+            return
+        for table in (self._where, self._nodes):
+            for id in [id for id, where in table.items() if where is member]:
+                del table[id]
+        peer, member.peer = member.peer, None
+        if peer is not None:
+            peer.close()
+        self._feed(e.MachineLost(machine, f"machine {member.about.name or machine} is gone: {reason}"))
+
+    def named(self, name: str) -> Member | None:
+        return next((m for m in self.members.values() if m.about.name == name), None)
+
+    def close(self) -> None:
+        self._closed = True
+        for member in self.members.values():
+            peer, member.peer = member.peer, None
+            if peer is not None:
+                peer.close()
+
+    def _beat(self) -> None:
+        if self._closed:
+            return
+        now = self._loop.time()
+        for member in list(self.members.values()):
+            if now - member.heard_s > messages.LOST_S:
+                self.lost(member.machine, f"nothing was heard of it for {messages.LOST_S:g} s")
+            else:
+                member.write(member.link.beat())
+        self._loop.call_later(messages.BEAT_S, self._beat)
+
+    def _cut(self, member: Member, peer: Peer) -> None:
+        if member.peer is peer:
+            member.peer = None
+            member.link.disconnected()
+            if member.gone:
+                self.lost(member.machine, "it left")
+
+    def _received(self, member: Member, peer: Peer, frame: list[Any]) -> None:
+        if member.peer is not peer:
+            return
+        try:
+            said, answer, anew = member.link.receive(frame[1])
+        except LinkBroken:
+            peer.close()
+            return
+        member.heard_s = self._loop.time()
+        member.write(answer)
+        if anew:
+            self.lost(member.machine, "its agent is another one")
+        for message in said:
+            if member.machine in self.members:
+                self._news(member, messages.news(message))
+
+    def _news(self, member: Member, news: Any) -> None:
+        if isinstance(news, messages.Said):
+            self._said(member, news)
+        elif isinstance(news, messages.Wants):
+            self._order(member, self._files(news.function))
+        elif isinstance(news, messages.Leaves):
+            member.leaving = True
+            self._feed(e.MachineDraining(member.machine))
+        elif isinstance(news.event, e.InstanceLost):
+            member.functions.pop(news.event.instance, None)
+            if self._where.pop(news.event.instance, None) is member:
+                self._feed(news.event)
+        elif self._nodes.get(news.event.node) is member:
+            self._feed(news.event)
+
+    def _said(self, member: Member, news: messages.Said) -> None:
+        """An instance's frame: large results are put where they can be read here, those that are kept to last."""
+        frame, carrier = news.frame, self._carrier
+        place = wire.RESULTS.get(frame[0])
+        data = frame[place] if place is not None else b""
+        work = None
+        if news.keep or carrier.waits(data):
+            segments = self._durable if news.keep else self._segments
+            work = lambda: payload.landed(carrier.unpack(data, segments), segments)  # noqa: E731
+        self._in_order.do(news.instance, work, lambda landed: self._arrived(member, news.instance, frame, landed))
+
+    def _arrived(self, member: Member, instance: int, frame: list[Any], landed: bytes | Exception | None) -> None:
+        if self._where.get(instance) is not member:
+            return
+        place = wire.RESULTS.get(frame[0])
+        if isinstance(landed, Exception):
+            self._lose(member, instance, f"what it answered could not be had: {landed}")
+            return
+        if place is not None and landed is not None:
+            frame[place] = landed
+        if frame[0] == wire.DONE:
+            frame[6] = True  # it read copies of its arguments
+        self._frame(instance, frame)
+
+    def _lose(self, member: Member, instance: int, reason: str) -> None:
+        """Gives an instance up whose answer is lost: its calls start over."""
+        self._order(member, messages.Do(e.StopInstance(instance, reason, kill=True)))
+        del self._where[instance]
+        self._feed(e.InstanceLost(instance, reason))
+
+    def _files(self, function: str) -> messages.Files:
+        around = self._around(function, "")
+        if around is None:
+            return messages.Files(function, {}, "the function is gone")
+        try:
+            return messages.Files(function, code.files(around.spec.code))
+        except (NubesError, OSError) as error:
+            return messages.Files(function, {}, str(error))
+
+    # -- hands ---------------------------------------------------------------------------------------------------
+
+    def start(self, command: e.StartInstance) -> None:
+        if not command.machine and self._local is not None:
+            self._local.start(command)
+            return
+        member = self.members.get(command.machine)
+        name = command.function[: len(command.function) - len(command.variant)]
+        around = self._around(name, "")
+        if member is None or around is None:
+            gone = e.InstanceLost(command.instance, "its machine is gone")
+            self._loop.call_soon(self._feed, gone)
+            return
+        self._where[command.instance] = member
+        member.functions[command.instance] = around.spec.name
+        self._order(member, messages.Do(command, around))
+
+    def stop(self, command: e.StopInstance) -> None:
+        member = self._where.get(command.instance)
+        if member is not None:
+            self._order(member, messages.Do(command))
+        elif self._local is not None:
+            self._local.stop(command)
+
+    def dispatch(self, command: e.Dispatch, keep: bool, inputs: list[bytes]) -> None:
+        member = self._where.get(command.instance)
+        if member is not None:
+            packed = [self._carrier.pack(data, member.about.name) for data in inputs]
+            self._order(member, messages.Run(command, keep, packed))
+        elif self._local is not None:
+            self._local.dispatch(command, keep, inputs)
+
+    def interrupt(self, command: e.Interrupt) -> None:
+        member = self._where.get(command.instance)
+        if member is not None:
+            self._order(member, messages.Do(command))
+        elif self._local is not None:
+            self._local.interrupt(command)
+
+    def grow(self, command: e.GrowNode) -> None:
+        if not command.machine and self._local is not None:
+            self._local.grow(command)
+            return
+        member = self.members.get(command.machine)
+        if member is None:
+            self._loop.call_soon(self._feed, e.NodeLost(command.node, "its machine is gone"))
+            return
+        self._nodes[command.node] = member
+        around = self._around(command.function, command.environment)
+        self._order(member, messages.Do(command, around, self._prime()))
+
+    def prune(self, command: e.PruneNode) -> None:
+        member = self._nodes.pop(command.node, None)
+        if member is not None:
+            self._order(member, messages.Do(command))
+        elif self._local is not None:
+            self._local.prune(command)
+
+    def drained(self, command: e.Drained) -> None:
+        member = self.members.get(command.machine)
+        if member is not None and member.leaving:
+            self._order(member, messages.Bye())
+            member.gone = True
+
+    def function_of(self, instance: int) -> str:
+        member = self._where.get(instance)
+        if member is not None:
+            return member.functions.get(instance, "")
+        return self._local.function_of(instance) if self._local is not None else ""
+
+    def _order(self, member: Member, order: Any) -> None:
+        member.write(member.link.send(messages.encode(order)))

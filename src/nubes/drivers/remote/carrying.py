@@ -1,0 +1,66 @@
+"""How large payloads get from machine to machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol
+
+from nubes.drivers.local import payload
+
+
+class Carrier(Protocol):
+    """`pack` makes a payload for the machine of that name, which can `unpack` it; if it `waits`, that takes long."""
+
+    def pack(self, data: bytes, to: str) -> bytes: ...
+    def waits(self, data: bytes) -> bool: ...
+    def unpack(self, data: bytes, segments: payload.Segments) -> bytes: ...
+
+
+class Inline:
+    """Large buffers go along with the messages."""
+
+    def pack(self, data: bytes, to: str) -> bytes:
+        return payload.carried(data)
+
+    def waits(self, data: bytes) -> bool:
+        return False
+
+    def unpack(self, data: bytes, segments: payload.Segments) -> bytes:
+        return data
+
+
+class InOrder:
+    """Work in threads; what follows from it, in the order in which it came, for each key."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lines: dict[Hashable, deque[tuple[Callable[[], Any] | None, Callable[[Any], None]]]] = {}
+
+    def do(self, key: Hashable, work: Callable[[], Any] | None, then: Callable[[Any], None]) -> None:
+        """Calls `then` with what `work` gives, or with its exception; at once if there is nothing to wait for."""
+        line = self._lines.get(key)
+        if line is not None:
+            line.append((work, then))
+        elif work is None:
+            then(None)
+        else:
+            self._lines[key] = deque([(work, then)])
+            self._next(key)
+
+    def _next(self, key: Hashable) -> None:
+        line = self._lines[key]
+        while line:
+            work, then = line[0]
+            if work is not None:
+                self._loop.run_in_executor(None, work).add_done_callback(lambda done: self._done(key, done))
+                return
+            line.popleft()
+            then(None)
+        del self._lines[key]
+
+    def _done(self, key: Hashable, done: asyncio.Future[Any]) -> None:
+        _, then = self._lines[key].popleft()
+        then(done.exception() or done.result())
+        self._next(key)

@@ -1,0 +1,107 @@
+"""What a control plane and its agents say to each other, and how an agent shows that it may join.
+
+Over TCP, framed as everywhere (`nubes.drivers.local.wire`). The control plane begins with [CHALLENGE, nonce]; who
+connects answers [JOIN, protocol, kind, proof, about], and is told [JOINED, machine] or [REFUSED, why, what to do]. From
+there on an agent's frames are [LINK, frame of `nubes.kernel.link`]; a client's are those of the local socket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Any
+
+import msgspec
+
+from nubes.functions import events as e
+from nubes.functions.spec import FunctionSpec
+
+PROTOCOL = 1
+CHALLENGE, JOIN, JOINED, REFUSED, LINK = range(60, 65)
+AGENT, CLIENT = "agent", "client"
+
+BEAT_S = 1.0  # how often each side says that it lives
+LEASE_S = 6.0  # an agent that has heard nothing for so long ends its instances, and joins anew
+LOST_S = 10.0  # a machine that has said nothing for so long is lost; later than its agent has given up
+
+
+class About(msgspec.Struct, array_like=True):
+    """A machine that joins."""
+
+    incarnation: int
+    name: str  # of the machine: two agents of one name are one that came back
+    cpu: float
+    memory_bytes: int
+    zone: str = ""
+
+
+class Surroundings(msgspec.Struct, array_like=True):
+    """What an instance or a parent of a function needs to be started."""
+
+    spec: FunctionSpec
+    env: dict[str, str]
+    volumes: dict[str, str]
+    python: str  # the interpreter of its environment, where the control plane runs
+
+
+class Do(msgspec.Struct, array_like=True, tag=True):
+    """Control plane to agent: a command, with what it takes to start something."""
+
+    command: e.StartInstance | e.StopInstance | e.Interrupt | e.GrowNode | e.PruneNode
+    around: Surroundings | None = None
+    prime: bool = False
+
+
+class Run(msgspec.Struct, array_like=True, tag=True):
+    """Control plane to agent: calls for an instance."""
+
+    command: e.Dispatch
+    keep: bool
+    inputs: list[bytes]
+
+
+class Files(msgspec.Struct, array_like=True, tag=True):
+    """Control plane to agent: a function's files, by their path from its root."""
+
+    function: str
+    files: dict[str, bytes]
+    error: str = ""  # why they cannot be had
+
+
+class Bye(msgspec.Struct, array_like=True, tag=True):
+    """Control plane to agent: nothing is left on your machine, go."""
+
+
+class Happened(msgspec.Struct, array_like=True, tag=True):
+    """Agent to control plane: an event."""
+
+    event: e.InstanceLost | e.NodeReady | e.NodeLost
+
+
+class Said(msgspec.Struct, array_like=True, tag=True):
+    """Agent to control plane: a frame of an instance; `keep`: its large result was to outlive a crash."""
+
+    instance: int
+    frame: list[Any]
+    keep: bool
+
+
+class Wants(msgspec.Struct, array_like=True, tag=True):
+    """Agent to control plane: a function's files are not on this machine."""
+
+    function: str
+
+
+class Leaves(msgspec.Struct, array_like=True, tag=True):
+    """Agent to control plane: this machine is to go."""
+
+
+encode = msgspec.msgpack.Encoder().encode
+order = msgspec.msgpack.Decoder(Do | Run | Files | Bye).decode
+news = msgspec.msgpack.Decoder(Happened | Said | Wants | Leaves).decode
+about = msgspec.msgpack.Decoder(About).decode
+
+
+def proof(token: str, nonce: bytes, kind: str) -> bytes:
+    """Shows that one knows the token, without saying it."""
+    return hmac.new(token.encode(), nonce + kind.encode(), hashlib.sha256).digest()
