@@ -72,6 +72,9 @@ def _function(f: Function) -> dict[str, Any]:
         "exec_s": f.exec_s,
         "cold_start_s": f.cold_start_s,
         "keep_alive": f.keep_alive.text,
+        "balancing": f.replicas.balancing.text if f.replicas and f.replicas.balancing else "",
+        "hedging": f.replicas.hedging.text if f.replicas and f.replicas.hedging else "",
+        "copies": f.replicas.copies if f.replicas else 0,
     }
 
 
