@@ -14,6 +14,8 @@ from real import script, status, until
 
 import nubes
 
+SLOW_STATES = ("ray",)
+
 CLIENT = "import calls_app as a, nubes\na.app.deployment.attach()\n"
 
 
