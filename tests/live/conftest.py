@@ -10,7 +10,7 @@ from real import started
 
 @pytest.fixture
 def one_machine() -> None:
-    """Skips a test that looks at what clients and instances of one machine share."""
+    """Skips a test of what clients and instances of one machine share, or of a second cloud on the same machines."""
     if os.environ.get("NUBES_ON") == "ray":
         pytest.skip("instances are on other machines than their client")
 
