@@ -41,7 +41,7 @@ docs: $(VENV)/.docs papers  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The documentation is in site/index.html."
 
-COMPARISONS := $(filter-out apps common llm_defaults llm_peers simpy_model,$(basename $(notdir $(wildcard bench/*.py))))
+COMPARISONS := $(filter-out apps common llm_defaults llm_peers ray_apps simpy_model,$(basename $(notdir $(wildcard bench/*.py))))
 
 bench: $(VENV)/.bench  ## Run every comparison with its peer; each also alone: make bench-calls, ...
 	@failed=; for name in $(COMPARISONS); do $(BIN)/python bench/$$name.py || failed="$$failed $$name"; done; \
