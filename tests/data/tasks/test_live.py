@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -178,7 +180,7 @@ def test_a_killed_worker_that_holds_a_chain_of_200_objects():
             chain.append(more.submit(chain[-1]))
         assert chain[-1].get()[0] == 200
         (node,) = pool.pids
-        assert len(pool._held[node]) == 200
+        assert len(pool._driver.held[node]) == 200
         os.kill(pool.pids[node], signal.SIGKILL)
         until(lambda: node not in pool.pids)
         assert [int(one[0]) for one in tasks.get(chain)] == list(range(201))
@@ -298,3 +300,37 @@ def test_an_object_that_was_let_go_of(shared):
 
     with pytest.raises(NotFound):
         Borrowed(id, session).get()
+
+
+SCRIPT = """
+import os, sys, time
+from nubes import tasks
+
+@tasks.task
+def where():
+    return os.getpid()
+
+if __name__ == "__main__":
+    print(where.submit().get(), flush=True)
+    if sys.argv[1:]:
+        time.sleep(60)
+"""
+
+
+def test_a_script_without_a_pool_leaves_nothing_behind(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert not Path(f"/proc/{int(done.stdout)}").exists()
+
+
+def test_workers_end_with_a_program_that_is_killed(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    driver = subprocess.Popen([sys.executable, str(script), "stay"], stdout=subprocess.PIPE, text=True)
+    worker = Path(f"/proc/{int(driver.stdout.readline())}")
+    assert worker.exists()
+    driver.kill()
+    driver.wait()
+    until(lambda: not worker.exists() or "Z" in worker.joinpath("stat").read_text().split()[2])

@@ -181,7 +181,6 @@ class Session:
 
 
 _sessions: list[Session] = []
-_default: Callable[[], Session] | None = None
 
 
 def current() -> Session:

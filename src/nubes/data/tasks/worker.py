@@ -279,7 +279,6 @@ def main() -> None:
     fd, folder, line = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lifeline.hold(line)
-    sys.path[:0] = sys.argv[4:]
     worker = Worker(wire.Stream(fd), folder)
     session.enter(worker)
     threading.Thread(target=worker.flush_late, daemon=True).start()
