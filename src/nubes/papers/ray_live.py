@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
+from math import exp
 from statistics import median
 from typing import Any
 
@@ -125,7 +126,7 @@ def replays(seed: int, kills: int) -> list[int]:
 def rounds_over_loop(seed: int, rounds: int, sigma: float) -> float:
     """Time of rounds with a barrier over that of a wait(1) loop, over what the lengths drawn would give."""
     draw = rng(seed, "ray", "wait live")
-    mean = np.exp(sigma**2 / 2)
+    mean = exp(sigma**2 / 2)
     lengths = [[draw.lognormvariate(0.0, sigma) / mean * MEAN_S for _ in range(WORKERS)] for _ in range(rounds)]
 
     def barrier() -> None:
@@ -142,4 +143,4 @@ def rounds_over_loop(seed: int, rounds: int, sigma: float) -> float:
     with tasks.Pool(workers=WORKERS):
         tasks.get([nap.submit(0.01) for _ in range(4 * WORKERS)])
         ratio = timed(barrier) / timed(loop)
-    return float(ratio / (sum(map(max, lengths)) * WORKERS / sum(map(sum, lengths))))
+    return ratio / (sum(map(max, lengths)) * WORKERS / sum(map(sum, lengths)))
