@@ -27,6 +27,7 @@ class Disk(Protocol):
     def create(self, path: Path) -> int: ...
     def open(self, path: Path) -> int: ...
     def write(self, fd: int, data: memoryview) -> int: ...
+    def rewrite(self, path: Path, data: bytes) -> None: ...
     def truncate(self, fd: int, size: int) -> None: ...
     def sync(self, fd: int) -> None: ...
     def become(self, fd: int, other: int) -> None: ...
@@ -69,6 +70,15 @@ class RealDisk:
 
     def write(self, fd: int, data: memoryview) -> int:
         return os.write(fd, data)
+
+    def rewrite(self, path: Path, data: bytes) -> None:
+        """Writes what a file begins with once more, in place, and syncs it."""
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            write_all(self, fd, data)
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
     def truncate(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)

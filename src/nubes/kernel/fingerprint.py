@@ -39,6 +39,8 @@ def fingerprint(state: Any) -> str:
 
 def _is_value(item: Any) -> bool:
     """Whether two equal ones are the same: a copy that pickle made of a shared default changes no hash."""
+    if type(item) in (dict, list, set):
+        return False
     if isinstance(item, msgspec.Struct):
         return item.__struct_config__.frozen
     return isinstance(item, (tuple, frozenset, type, Enum)) or inspect.isroutine(item)

@@ -44,8 +44,7 @@ class Log:
             self.snapshot_at, self.snapshot = self._newest_snapshot()
             self._fd, self._segment_size = self._recover()
             self._synced_size = self._segment_size
-            disk.sync(self._fd)  # a process that was killed may have left what is readable, and not safe yet
-            disk.sync_folder(folder)
+            disk.sync_folder(folder)  # a process that was killed may have left names that are not safe yet
         except BaseException as error:
             if self._lock >= 0:
                 disk.close(self._lock)
@@ -124,8 +123,12 @@ class Log:
             run.clear()
             self.first = self.count = self.snapshot_at
         if not run:
-            return self._new_segment(self.count), len(SEGMENT)
-        return self._disk.open(run[-1]), self._disk.size(run[-1])
+            fd = self._new_segment(self.count)
+            self._disk.sync(fd)
+            return fd, len(SEGMENT)
+        raw = self._disk.read(run[-1])
+        self._disk.rewrite(run[-1], raw)  # an earlier process may have failed to sync it, which nobody would know now
+        return self._disk.open(run[-1]), len(raw)
 
     def _whole(self, path: Path) -> bool:
         """Counts the records of a segment. If not all of it is whole, cuts it behind the last that is."""

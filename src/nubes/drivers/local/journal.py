@@ -57,6 +57,7 @@ class Journal:
         self._superseded = False
         self._snapshot_at = 0
         self._unsynced_bytes = 0
+        self._now = 0.0  # when the newest record was appended
         self._loop: asyncio.AbstractEventLoop
         self._state: Functions
 
@@ -65,8 +66,7 @@ class Journal:
     def recover(self, loop: asyncio.AbstractEventLoop) -> tuple[Functions, float]:
         """Folds the log: the state, and the time of its last record (0: there is none)."""
         self._loop = loop
-        self._state, start = self._newest()
-        last = 0.0
+        self._state, start, last = self._newest()
         for record in self.log.records(start):
             last, event = self._codec.decode(record)
             try:
@@ -74,16 +74,21 @@ class Journal:
             except UnknownPolicy as error:
                 raise self._missing(error.message) from error
         self._snapshot_at = self.log.count
+        self._now = last
         self._sweep()
         return self._state, last
 
-    def _newest(self) -> tuple[Functions, int]:
-        """The newest state, and the record to go on from. A state of other code is made anew from the whole log."""
+    def _newest(self) -> tuple[Functions, int, float]:
+        """The newest state, the record to go on from, and the time it was made.
+
+        A state of other code is made anew from the whole log.
+        """
         if self.log.snapshot is not None:
-            version, _, state = self.log.snapshot.partition(b"\n")
+            head, _, state = self.log.snapshot.partition(b"\n")
+            version, _, at = head.partition(b" ")
             if version == _code_version() or self.log.first > 0:
                 try:
-                    return pickle.loads(state), self.log.snapshot_at
+                    return pickle.loads(state), self.log.snapshot_at, float(at or 0)
                 except Exception as error:
                     if self.log.first > 0:
                         if version == _code_version() and isinstance(error, ImportError | AttributeError):
@@ -92,7 +97,7 @@ class Journal:
                             f"The state in {self.where} was made by another version of nubes ({error!r}).",
                             "Start that version once more, or begin with an empty data folder.",
                         ) from None
-        return Functions(), self.log.first
+        return Functions(), self.log.first, 0.0
 
     def _missing(self, what: str) -> UnknownPolicy:
         return UnknownPolicy(
@@ -105,6 +110,7 @@ class Journal:
 
     def append(self, now: float, event: Event) -> None:
         """Notes an event; it is on disk soon."""
+        self._now = now
         record = self._codec.encode(now, event)
         self.log.append(record)
         self._unsynced_bytes += len(record)
@@ -200,7 +206,7 @@ class Journal:
 
     def _snapshot(self) -> None:
         try:
-            state = _code_version() + b"\n" + pickle.dumps(self._state, 5)
+            state = b"%s %r\n" % (_code_version(), self._now) + pickle.dumps(self._state, 5)
             self.log.save_snapshot(state, keep_segments=self.log.size_bytes() <= self._keep_log_bytes)
             self._snapshot_at = self.log.count
         except OSError as error:
