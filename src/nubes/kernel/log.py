@@ -205,12 +205,7 @@ class Log:
             try:
                 self._disk.sync(self._fd)
             except OSError:
-                with self._writing:
-                    self._lost = True
-                    try:
-                        self._disk.truncate(self._fd, self._synced_size)  # whoever opens it now must not believe it
-                    except OSError:
-                        pass
+                self._lost = True
                 raise
             with self._writing:
                 self._synced_size += sum(map(len, self._unsynced[:covered]))

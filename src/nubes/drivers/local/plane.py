@@ -150,7 +150,10 @@ class Plane:
                 self.released.add(id)
             call = self.controller.calls.get(id)
             if call is not None and not call.keep:
-                if ok and call.route:
+                runs_it = self.controller.instances.get(instance)
+                if runs_it is None or id not in runs_it.calls:
+                    pass  # that instance was given up: the call is somebody else's by now
+                elif ok and call.route:
                     self.inputs[id] = output  # the next step's input
                 else:
                     self.outputs[id] = output
@@ -180,7 +183,8 @@ class Plane:
     def _resolve(self, command: e.Resolve) -> None:
         id = command.call
         self.inputs.pop(id, None)
-        output = command.output or self.outputs.pop(id, b"")
+        output = self.outputs.pop(id, b"")
+        output = command.output or output
         released = id in self.released
         self.released.discard(id)
         sink = self.sinks.pop(id, None)

@@ -17,10 +17,11 @@ SHARED_KEYS = ("k0", "k1", "k2")  # that several clients use for the same work
 class Work:
     """A durable call as its client knows it."""
 
-    __slots__ = ("answer", "call", "function", "kept", "key", "watched")
+    __slots__ = ("answer", "call", "function", "kept", "key", "route", "watched")
 
-    def __init__(self, function: str, key: str) -> None:
+    def __init__(self, function: str, key: str, route: list[str]) -> None:
         self.function = function
+        self.route = route  # a function that takes the result on, if any
         self.key = key
         self.call = 0  # its newest attempt, 0 if there is none under way
         self.kept = 0  # the id under which it was accepted
@@ -118,21 +119,26 @@ class Client:
     def _new(self) -> None:
         r = self.r
         function = r.choice(sorted(self.world.specs))
+        others = [name for name in sorted(self.world.specs) if name != function]
+        route = [r.choice(others)] if others and r.random() < 0.1 else []
         if r.random() < 0.35:
             self._ids += 1
             self.plain.add(self._ids)
-            key = r.choice(SHARED_KEYS) if r.random() < 0.15 else ""
-            self._send(wire.CALL, self._ids, function, "", "", False, key, [], b"Pplain")
+            key = r.choice(SHARED_KEYS) if r.random() < self.world.plan.shared_keys else ""
+            self._send(wire.CALL, self._ids, function, "", "", False, key, route, b"Pinput of %d" % self._ids)
             return
-        key = "" if r.random() < 0.5 else r.choice(SHARED_KEYS) if r.random() < 0.3 else f"c{self._ids}"
-        work = Work(function, key)
+        key = r.choice(["", f"c{self._ids}"])
+        if r.random() < self.world.plan.shared_keys:
+            key = r.choice(SHARED_KEYS)
+        work = Work(function, key, route)
         self.works.append(work)
         self._submit(work)
 
     def _submit(self, work: Work) -> None:
         self._ids += 1
         work.call = self._ids
-        self._send(wire.CALL, self._ids, work.function, "", "", True, work.key, [], b"Pinput of %d" % self._ids)
+        data = b"Pinput of %d" % self._ids
+        self._send(wire.CALL, self._ids, work.function, "", "", True, work.key, work.route, data)
 
     def _fetch(self, work: Work, wait: bool) -> None:
         work.watched |= wait

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nubes.drivers.sim.faults.disk import _NEVER
 from nubes.functions import events as e
+from nubes.kernel.errors import AlreadyRunning
+from nubes.kernel.log import Log
 
 if TYPE_CHECKING:
     from nubes.drivers.sim.faults.world import World
 
+FOLDER = Path("log")
 NOTICED_S = 3.0  # how long a machine may not be heard of before it is given up
 
 
@@ -34,6 +38,7 @@ class Happenings:
             "lost machine": self._lost_machine,
             "machine to go": self._machine_to_go,
             "rot": self._rot,
+            "second start": self._second_start,
         }
 
     def happen(self, kind: str) -> None:
@@ -64,6 +69,16 @@ class Happenings:
     def _restart(self) -> None:
         if self.world.up:
             self.world.close()
+
+    def _second_start(self) -> None:
+        """Somebody starts another control plane on the same folder."""
+        world = self.world
+        if world.up:
+            try:
+                Log(FOLDER, world.plan.segment_bytes, world.disk)
+            except AlreadyRunning:
+                return
+            world.oracle.say("two control planes hold one folder")
 
     def _stall(self) -> None:
         self.world.timeline.stalled_until = self.world.timeline.now + self.r.choice([0.05, 0.5, 4.0])
@@ -96,6 +111,10 @@ class Happenings:
             name = self.r.choice(names)
             world.note("FAULT:", f"a bit of {name} turns")
             world.disk.rot(name)
+            # One damaged state is no loss: an older one is there, or the log from its beginning.
+            others = [other for other in names if other != name]
+            spare = any(other.endswith(".snap") for other in others) or f"{0:016d}.log" in others
+            world.rot_costs |= world.disk.rotten > 1 or name.endswith(".log") or not spare
 
     # -- the network ---------------------------------------------------------------------------------------------
 

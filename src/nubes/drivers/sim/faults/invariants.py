@@ -59,10 +59,14 @@ def the_controller_is_consistent(world: World) -> Iterator[str]:
 
 @invariant(EVENT)
 def time_does_not_go_back(world: World) -> Iterator[str]:
-    """The control plane's clock goes on, over restarts too."""
-    if world.plane.now < world.last_now:
-        yield f"it was {world.last_now}, and is {world.plane.now}"
-    world.last_now = world.plane.now
+    """The control plane's clock goes on, over restarts too, and does not stand still."""
+    now = world.plane.now
+    if now < world.last_now:
+        yield f"it was {world.last_now}, and is {now}"
+    since, at = world.recovered_at
+    if now < since + (world.timeline.now - at) - 1e-3:
+        yield f"it was {since} {world.timeline.now - at:.3f} s ago, and is {now}"
+    world.last_now = now
 
 
 @invariant(RECOVERY)
@@ -116,6 +120,19 @@ def damage_is_noticed(world: World) -> Iterator[str]:
     aside = any(name.endswith(".damaged") for name in world.disk.files)  # perhaps by a start that then failed
     if world.lost_to_rot and not (aside or world.plane.journal.log.findings):
         yield "a file is damaged, records are missing, and nothing is said of it"
+
+
+@invariant(END)
+def nothing_is_left_of_who_is_gone(world: World) -> Iterator[str]:
+    """Once all is answered, nobody waits for anything and nothing is kept for them in memory."""
+    plane, state = world.plane, world.plane.controller
+    if plain := [call.id for call in state.calls.values() if not call.keep]:
+        yield f"calls {plain[:5]} go on, though whoever waited for them is gone"
+    if keys := [key for key, call in state.keys.items() if call not in state.calls and call not in state.results]:
+        yield f"keys {keys[:5]} stand for calls that nobody knows"
+    for what, table in (("sinks", plane.sinks), ("inputs", plane.inputs), ("outputs", plane.outputs)):
+        if left := [call for call in table if call not in state.calls]:
+            yield f"{what} of {left[:5]} are kept, though those calls are over"
 
 
 @invariant(END)

@@ -68,8 +68,6 @@ class Machine:
     def clear(self) -> None:
         """Every process ends."""
         self.boot += 1
-        for process in self.processes.values():
-            self.world.oracle.ended(process)
         self.processes.clear()
         self.parents.clear()
 
@@ -118,7 +116,6 @@ class Machine:
     def _exit(self, instance: int, reason: str) -> None:
         process = self.processes.pop(instance, None)
         if process is not None:
-            self.world.oracle.ended(process)
             self._tell(EXITED, instance, reason)
 
     def _stop(self, instance: int, kill: bool) -> None:
@@ -161,7 +158,7 @@ class Machine:
             return
         number = process.calls.pop(call)
         ok = r.random() >= plan.call_fails
-        self.world.oracle.answered(call, number, ok)
+        self.world.oracle.answered(process, call, number, ok)
         output = b"%sof call %d, execution %d" % (b"P" if ok else FAILURE, call, number)
         self._tell(FRAME, instance, [wire.DONE, call, ok, took_s, output, "", False])
         if process.spec.single_use:

@@ -105,6 +105,8 @@ class Oracle:
         elif reason.startswith(("unavailable: ", "overloaded: ")):
             if call in self.accepted:
                 self.say(f"call {call} was accepted, then refused: {reason}")
+            if call in controller.calls:
+                self.say(f"call {call} was refused, but goes on")
         elif call in controller.results:
             self._keep(call, call, (status, reason, output))
         elif durable and status != "FAILED":
@@ -148,10 +150,11 @@ class Oracle:
         self.count += 1
         if not process.ready or process.ending or call in process.calls:
             self.say(f"call {call} was given to instance {process.id}, which is not ready, or has it already")
-        function, key, durable = self.about.get(call, ("", "", False))
-        if durable and data != b"Pinput of %d" % call:
-            self.say(f"call {call} was given {data!r} for its input")
-        work = ("key", function, key) if durable and key else ("call", str(call))
+        function = self.about.get(call, ("", "", False))[0]
+        first = process.spec.name == function  # else the call was handed on to another
+        if function and not data.startswith(b"Pinput of %d" % call if first else b"Pof call %d," % call):
+            self.say(f"call {call} was given {data!r} for its input by {process.spec.name}")
+        work = self._work(call, process)
         runs = self.runs.setdefault(work, [])
         life = self.world.timeline.life
         for run in runs if (life, process.id) not in self.given else ():
@@ -160,8 +163,16 @@ class Oracle:
         runs.append(Run(self.count, life, process.id))
         return self.count
 
-    def answered(self, call: int, number: int, ok: bool) -> None:
-        self._finish(call, number, ok)
+    def answered(self, process: Process, call: int, number: int, ok: bool) -> None:
+        for run in self.runs.get(self._work(call, process), ()):
+            if run.number == number:
+                run.ok = ok
+
+    def _work(self, call: int, process: Process) -> tuple[str, ...]:
+        """What is to be done once: the steps of calls with a key are the same if the keys are."""
+        function, key, durable = self.about.get(call, ("", "", False))
+        step = process.spec.name
+        return ("key", function, key, step) if durable and key else ("call", str(call), step)
 
     def interrupted(self, instance: int, call: int) -> None:
         for runs in self.runs.values():
@@ -169,17 +180,8 @@ class Oracle:
                 if run.instance == instance and run.life == self.world.timeline.life and run.ok is None:
                     run.ok = False
 
-    def _finish(self, call: int, number: int, ok: bool) -> None:
-        function, key, durable = self.about.get(call, ("", "", False))
-        for run in self.runs.get(("key", function, key) if durable and key else ("call", str(call)), ()):
-            if run.number == number:
-                run.ok = ok
-
     def given_up(self, instance: int) -> None:
         self.given.add((self.world.timeline.life, instance))
-
-    def ended(self, process: Process) -> None:
-        """A process is gone, with what it ran."""
 
     # -- what the control plane does -----------------------------------------------------------------------------
 

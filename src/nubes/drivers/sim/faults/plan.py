@@ -17,6 +17,7 @@ POLICIES = {
 FAULTS = (
     "kill", "power cut", "crash in a disk operation", "clean restart", "full disk", "failed sync", "stall", "clock",
     "lost connection", "cut machine", "lost machine", "machine to go", "rot",
+    "second start",
 )  # fmt: skip
 
 
@@ -36,6 +37,7 @@ class Plan:
     keep_log_bytes: int = 1 << 30
     sync_s: float = 0.005
     delay_s: float = 0.002
+    shared_keys: float = 0.15  # how likely a durable call has a key that others use, too
     down_s: float = 1.0
     short_writes: float = 0.0
     forgetful: bool = False
@@ -68,6 +70,7 @@ def draw(r: random.Random) -> Plan:
         keep_log_bytes=r.choice([0, 1500, 1 << 30]),
         sync_s=r.choice([0.0, 0.001, 0.01, 0.3]),
         delay_s=r.choice([0.0, 0.001, 0.02, 0.3]),
+        shared_keys=r.choice([0.0, 0.1, 0.7]),
         down_s=r.choice([0.0, 0.5, 3.0]),
         short_writes=rate(0.5),
         forgetful=r.random() < 0.3,

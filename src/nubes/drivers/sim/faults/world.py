@@ -9,7 +9,6 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,7 +20,7 @@ from nubes.drivers.sim.faults import plan as plans
 from nubes.drivers.sim.faults.clients import Client
 from nubes.drivers.sim.faults.disk import Crash, SimDisk
 from nubes.drivers.sim.faults.fleet import Fleet
-from nubes.drivers.sim.faults.happenings import Happenings
+from nubes.drivers.sim.faults.happenings import FOLDER, Happenings
 from nubes.drivers.sim.faults.invariants import END, EVENT, INVARIANTS, RECOVERY
 from nubes.drivers.sim.faults.loop import Clocks, Timeline, VirtualLoop
 from nubes.drivers.sim.faults.machines import Machine
@@ -36,9 +35,9 @@ from nubes.kernel.log import Log
 from nubes.kernel.message import Codec, Event
 from nubes.kernel.rng import rng
 
-FOLDER = Path("log")
 decode = Codec(e.EVENTS).decode
 MOST_EVENTS = 20_000
+SETTLE_S = 5.0
 PATIENCE_S = 2000.0  # how long, once faults have stopped, everything may take to be answered
 
 
@@ -98,8 +97,10 @@ class World:
         self.owners = 0
         self.up = False
         self.last_now = 0.0
+        self.recovered_at = 0.0, 0.0  # by the control plane's clock, and by the world's
         self.expected = 0  # records that the last crash must have left
         self.lost_to_rot = False
+        self.rot_costs = False  # a bit turned in the only copy of something
         self.recoveries = 0
         self.finishing = False
         self.plane: WatchedPlane
@@ -137,12 +138,12 @@ class World:
             return
         except LogCorrupt as error:
             self.note("no start:", error.message)
-            if not self.disk.rotten:
-                raise Failure(f"the log cannot be read, though nothing rotted: {error}") from None
+            if not self.rot_costs:
+                raise Failure(f"the log cannot be read, though no only copy rotted: {error}") from None
             self._begin_anew()
             return
         self.lost_to_rot = log.count < self.expected
-        if self.lost_to_rot and not self.disk.rotten:
+        if self.lost_to_rot and not self.rot_costs:
             raise Failure(f"{self.expected} records were safe, {log.count} are left: {log.findings}")
         oracle.forget(log.count)
         log.lineage = oracle.lineage
@@ -158,6 +159,7 @@ class World:
             self.check(RECOVERY, "damage is noticed")
             oracle.excuse()
         self.last_now = decode(oracle.lineage[-1])[0] if oracle.lineage else 0.0
+        self.recovered_at = self.last_now, self.timeline.now
         self.check(RECOVERY)
         self.fleet = Fleet(self)
         fresh = not log.count
@@ -179,7 +181,6 @@ class World:
         self.disk.stable.clear()
         self.disk.renames.clear()
         self.disk.killed()
-        self.disk.rotten = 0
         self.disk.changes += 1
         self.oracle.forget(0)
         self.oracle.excuse()
@@ -257,14 +258,24 @@ class World:
         for at, kind in self.plan.faults:
             self.timeline.at(at, self.happenings.happen, kind)
         self.timeline.at(self.plan.length_s, self.finish)
-        self._until(lambda: self.finishing and self.up and all(client.done() for client in self.clients))
-        self.check(END)
+        self._until(lambda: self.finishing and self._answered())
+        self._settle()
         self.crash("one last time", power=True)
         for client in self.clients:
             client.ask_again()
-        self._until(lambda: self.up and all(client.done() for client in self.clients))
-        self.check(END)
+        self._until(self._answered)
+        self._settle()
         return self
+
+    def _answered(self) -> bool:
+        return self.up and all(client.done() for client in self.clients)
+
+    def _settle(self) -> None:
+        """Who is gone is noticed, then all must be in order."""
+        until_s = self.timeline.now + SETTLE_S
+        self.timeline.at(until_s, lambda: None)
+        self._until(lambda: self.timeline.now >= until_s)
+        self.check(END)
 
     def finish(self) -> None:
         """Faults stop, clients begin nothing new, and want the answers of what they have begun."""
