@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from nubes.cli import apps, calls, chat, coldstart, logs, plans, policies, replays, run, server, settings, status
+from nubes.cli import (
+    apps,
+    bundles,
+    calls,
+    chat,
+    coldstart,
+    logs,
+    plans,
+    policies,
+    replays,
+    run,
+    server,
+    settings,
+    status,
+)
 from nubes.cli.errors import Exit
 from nubes.cli.groups import Group
 
@@ -50,6 +64,8 @@ app.command(context_settings=PASSED_ON)(calls.invoke)
 app.command()(chat.chat)
 app.command()(replays.replay)
 app.command()(replays.why)
+app.command()(bundles.bundle)
+app.command("open")(bundles.open_bundle)
 app.command("try")(replays.try_policy)
 app.command()(replays.papers)
 app.command()(replays.reproduce)

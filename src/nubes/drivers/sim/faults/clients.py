@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nubes.drivers.local import wire
@@ -50,14 +51,18 @@ class Client:
     # -- connection ----------------------------------------------------------------------------------------------
 
     def _connected(self) -> bool:
-        if self.end is None or self.end.closed:
+        if self.end is not None and self.end.closed:
+            self._lost(self.end)
+        if self.end is None:
             self.end = self.world.accept(self)
             if self.end is not None:
                 self.end.received = self._received
-                self.end.lost = self._lost
+                self.end.lost = partial(self._lost, self.end)
         return self.end is not None
 
-    def _lost(self) -> None:
+    def _lost(self, end: Endpoint) -> None:
+        if end is not self.end:
+            return  # it has another by now
         self.end = None
         self.plain.clear()
         for work in self.works:
@@ -100,7 +105,7 @@ class Client:
         elif dice < 0.96:
             assert self.end is not None
             self.end.close()
-            self._lost()
+            self._lost(self.end)
 
     def _finish(self) -> None:
         for work in self.works:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from nubes.drivers.sim.faults.plan import Plan
@@ -37,12 +38,14 @@ def story(seed: int, bundle: str | None = None) -> str:
     """Prints a seed's plan and everything that happens, step by step; returns what is wrong in the end."""
     from nubes.drivers.sim.faults.plan import draw
     from nubes.kernel.rng import rng
+    from nubes.replay.bundle import write
 
     plan = draw(rng(seed, "plan"))
     print(f"Seed {seed}: {plan}")
     outcome = run(seed, plan, print)
     print(f"WRONG: {outcome.wrong}" if outcome.wrong else f"All held, in {outcome.events} events.")
     if bundle is not None:
-        pass
+        records, last = outcome.world.oracle.lineage, outcome.world.last_record
+        write(Path(bundle), records, min(last, len(records)), wrong=outcome.wrong)
         print(f"The state before is in {bundle}: nubes open {bundle}")
     return outcome.wrong

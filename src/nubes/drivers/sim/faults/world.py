@@ -66,6 +66,7 @@ class WatchedPlane(Plane):
     def feed(self, event: Event, at: float = 0.0) -> None:
         record = self.journal.log.count
         self.world.oracle.feeds(event, record)
+        self.world.last_record = record
         super().feed(event, at)
         self.fed += 1
         if self.world.tell is not None:
@@ -102,6 +103,7 @@ class World:
         self.lost_to_rot = False
         self.rot_costs = False  # a bit turned in the only copy of something
         self.recoveries = 0
+        self.last_record = 0  # the newest that was fed
         self.finishing = False
         self.plane: WatchedPlane
         self.fleet: Fleet
