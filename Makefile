@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format papers docs bench clean
+.PHONY: help install demo test test-slow check format papers docs bench dst mutations clean
 .DELETE_ON_ERROR:
 
 help:  ## Show what there is
@@ -23,6 +23,12 @@ test: $(VENV)/.dev  ## Run the tests
 
 test-slow: $(VENV)/.dev  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+dst: $(VENV)/.core  ## Run the control plane in SEEDS=1000 simulated worlds full of faults; SEED=5 tells the story of one
+	@$(BIN)/python -m nubes.drivers.sim.faults $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
+
+mutations: $(VENV)/.core  ## See whether those worlds notice each of the faults that can be put into the code
+	@$(BIN)/python -m nubes.drivers.sim.faults --mutations --seeds $(or $(SEEDS),2000)
 
 check: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .

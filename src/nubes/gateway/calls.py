@@ -140,7 +140,7 @@ class Waiting:
         self.plane.journal.when_safe(settle, settle)
         trouble = await safe
         if trouble:  # it could not be written down, so it must not run
-            self.plane.feed(e.Cancelled(own, True))
+            self.plane.feed(e.Cancelled(own, terminate=True, refused=True))
             raise of_error(Unavailable(trouble, "The call was not accepted."))
 
     async def items(self) -> AsyncIterator[bytes]:
