@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from nubes.functions.choosing import MOST_AHEAD, covered
 from nubes.functions.instances import SHORT
 from nubes.functions.queues import waiting
-from nubes.functions.serving import MOST_AHEAD, covered
 from nubes.functions.state import RETRIES, WAITS, Call, Function, Instance, State
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nubes.functions.serving import MOST_AHEAD
+from nubes.functions.choosing import MOST_AHEAD
 from nubes.functions.spec import FunctionSpec
 from nubes.kernel.frames import SEGMENT, frames
 
