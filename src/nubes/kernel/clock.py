@@ -15,10 +15,10 @@ class WallClock:
     """Epoch seconds that never go back: not when the system clock is set, not across a restart (`floor`)."""
 
     def __init__(
-        self, floor: float = 0.0, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic
+        self, floor: float = 0.0, wall: Callable[[], float] | None = None, steady: Callable[[], float] | None = None
     ) -> None:
-        self._steady = steady
-        self._offset = max(wall(), floor) - steady()
+        self._steady = steady or time.monotonic
+        self._offset = max((wall or time.time)(), floor) - self._steady()
 
     def __call__(self) -> float:
         return self._steady() + self._offset
