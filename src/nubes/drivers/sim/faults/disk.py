@@ -16,7 +16,7 @@ from pathlib import Path
 from nubes.kernel.errors import AlreadyRunning
 
 SECTOR = 64  # bytes that are written whole or not at all; small, as the records of simulations are
-_NEVER = 1 << 60
+NEVER = 1 << 60
 
 
 class Crash(BaseException):
@@ -31,7 +31,7 @@ class File:
     def __init__(self) -> None:
         self.now = bytearray()
         self.stable = bytearray()
-        self.dirty = _NEVER
+        self.dirty = NEVER
 
     def touched(self, offset: int) -> None:
         self.dirty = min(self.dirty, offset - offset % SECTOR)
@@ -45,12 +45,12 @@ class File:
 
     def sync(self) -> None:
         """What is not dirty is not written again, even if an earlier sync failed to write it."""
-        if self.dirty < _NEVER:
+        if self.dirty < NEVER:
             start = min(self.dirty, len(self.now))
             del self.stable[start:]
             self.stable.extend(bytes(start - len(self.stable)))
             self.stable += self.now[start:]
-            self.dirty = _NEVER
+            self.dirty = NEVER
 
 
 class SimDisk:
@@ -69,7 +69,7 @@ class SimDisk:
         self.rotten = 0  # bits that were turned
         self.changes = 0  # of what is safe
         # faults
-        self.room = _NEVER  # bytes that can still be written
+        self.room = NEVER  # bytes that can still be written
         self.short = 0.0  # how likely a write takes only a part
         self.failing = 0  # so many syncs from now on fail
         self.forgetful = False  # a sync that failed drops what it did not write from what is read, too
@@ -142,7 +142,7 @@ class SimDisk:
     def _append(self, file: File, data: memoryview) -> None:
         file.touched(len(file.now))
         file.now += data
-        if self.room < _NEVER:
+        if self.room < NEVER:
             self.room -= len(data)
 
     def rewrite(self, path: Path, data: bytes) -> None:
@@ -180,11 +180,11 @@ class SimDisk:
     def _half(self, file: File) -> None:
         """A sync fails: any sectors were written, none will be tried again, and the rest may be gone at once."""
         self.changes += 1
-        if file.dirty < _NEVER:
+        if file.dirty < NEVER:
             file.stable = _torn(file, self.r)
             if self.forgetful:
                 file.now = bytearray(file.stable.ljust(len(file.now), b"\0")[: len(file.now)])
-            file.dirty = _NEVER
+            file.dirty = NEVER
 
     def become(self, fd: int, other: int) -> None:
         self._open[fd] = self._open.pop(other)
@@ -255,9 +255,9 @@ class SimDisk:
         self.renames.clear()
         self.files = dict(self.stable)
         for file in self.files.values():
-            if file.dirty < _NEVER:
+            if file.dirty < NEVER:
                 file.stable = _torn(file, r)
-                file.dirty = _NEVER
+                file.dirty = NEVER
             file.now = bytearray(file.stable)
 
     def rot(self, name: str) -> None:
@@ -273,7 +273,7 @@ class SimDisk:
 
     def mend(self) -> None:
         """No more faults."""
-        self.room, self.short, self.failing, self.crash_in = _NEVER, 0.0, 0, -1
+        self.room, self.short, self.failing, self.crash_in = NEVER, 0.0, 0, -1
 
     def safe(self, suffix: str) -> list[tuple[str, bytes]]:
         """The files of this ending, by name, with what they begin with whether the power fails or only the process."""
