@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nubes.drivers.sim.faults.disk import NEVER
+from nubes.drivers.sim.faults.pages import NEVER
 from nubes.functions import events as e
 from nubes.kernel.errors import AlreadyRunning
 from nubes.kernel.log import Log
