@@ -10,7 +10,8 @@ import pytest
 
 from nubes.drivers.local import wire
 from nubes.drivers.local.sessions import Session
-from nubes.drivers.sim.faults.disk import SECTOR, Crash, SimDisk
+from nubes.drivers.sim.faults.disk import Crash, SimDisk
+from nubes.drivers.sim.faults.pages import SECTOR
 from nubes.drivers.sim.faults.plan import Plan
 from nubes.drivers.sim.faults.sessions import SimSession
 from nubes.drivers.sim.faults.world import World

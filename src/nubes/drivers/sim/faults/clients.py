@@ -88,7 +88,8 @@ class Client:
         r = self.r
         dice = r.random()
         open_ = [work for work in self.works if work.kept]
-        again = [work for work in self.works if not work.kept and not work.call]
+        impatient = r.random() < 0.3  # it does not wait to hear that a call with a key was accepted
+        again = [work for work in self.works if not work.kept and (work.key if impatient else not work.call)]
         if again and dice < 0.5:
             self._submit(r.choice(again))
         elif dice < 0.65:

@@ -13,44 +13,12 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from nubes.drivers.sim.faults.pages import NEVER, File
 from nubes.kernel.errors import AlreadyRunning
-
-SECTOR = 64  # bytes that are written whole or not at all; small, as the records of simulations are
-_NEVER = 1 << 60
 
 
 class Crash(BaseException):
     """The process that used the disk is gone, in the middle of what it did. Nothing may catch this but the world."""
-
-
-class File:
-    """Bytes as read and as safe. `dirty`: from which offset on the next sync has something to write."""
-
-    __slots__ = ("dirty", "now", "stable")
-
-    def __init__(self) -> None:
-        self.now = bytearray()
-        self.stable = bytearray()
-        self.dirty = _NEVER
-
-    def touched(self, offset: int) -> None:
-        self.dirty = min(self.dirty, offset - offset % SECTOR)
-
-    def safe(self) -> bytes:
-        """What both a reader and a power cut find."""
-        now, stable = self.now, self.stable
-        if now.startswith(stable):
-            return bytes(stable)
-        return bytes(now[: next(n for n in range(len(stable)) if now[n : n + 1] != stable[n : n + 1])])
-
-    def sync(self) -> None:
-        """What is not dirty is not written again, even if an earlier sync failed to write it."""
-        if self.dirty < _NEVER:
-            start = min(self.dirty, len(self.now))
-            del self.stable[start:]
-            self.stable.extend(bytes(start - len(self.stable)))
-            self.stable += self.now[start:]
-            self.dirty = _NEVER
 
 
 class SimDisk:
@@ -69,7 +37,7 @@ class SimDisk:
         self.rotten = 0  # bits that were turned
         self.changes = 0  # of what is safe
         # faults
-        self.room = _NEVER  # bytes that can still be written
+        self.room = NEVER  # bytes that can still be written
         self.short = 0.0  # how likely a write takes only a part
         self.failing = 0  # so many syncs from now on fail
         self.forgetful = False  # a sync that failed drops what it did not write from what is read, too
@@ -101,7 +69,8 @@ class SimDisk:
         return 1
 
     def names(self, folder: Path) -> list[str]:
-        self._begin("list")
+        if self._gone:
+            raise Crash
         return list(self.files)
 
     def read(self, path: Path) -> bytes:
@@ -142,7 +111,7 @@ class SimDisk:
     def _append(self, file: File, data: memoryview) -> None:
         file.touched(len(file.now))
         file.now += data
-        if self.room < _NEVER:
+        if self.room < NEVER:
             self.room -= len(data)
 
     def rewrite(self, path: Path, data: bytes) -> None:
@@ -180,11 +149,11 @@ class SimDisk:
     def _half(self, file: File) -> None:
         """A sync fails: any sectors were written, none will be tried again, and the rest may be gone at once."""
         self.changes += 1
-        if file.dirty < _NEVER:
-            file.stable = _torn(file, self.r)
+        if file.dirty < NEVER:
+            file.stable = file.torn(self.r)
             if self.forgetful:
                 file.now = bytearray(file.stable.ljust(len(file.now), b"\0")[: len(file.now)])
-            file.dirty = _NEVER
+            file.dirty = NEVER
 
     def become(self, fd: int, other: int) -> None:
         self._open[fd] = self._open.pop(other)
@@ -255,9 +224,9 @@ class SimDisk:
         self.renames.clear()
         self.files = dict(self.stable)
         for file in self.files.values():
-            if file.dirty < _NEVER:
-                file.stable = _torn(file, r)
-                file.dirty = _NEVER
+            if file.dirty < NEVER:
+                file.stable = file.torn(r)
+                file.dirty = NEVER
             file.now = bytearray(file.stable)
 
     def rot(self, name: str) -> None:
@@ -273,32 +242,12 @@ class SimDisk:
 
     def mend(self) -> None:
         """No more faults."""
-        self.room, self.short, self.failing, self.crash_in = _NEVER, 0.0, 0, -1
+        self.room, self.short, self.failing, self.crash_in = NEVER, 0.0, 0, -1
 
     def safe(self, suffix: str) -> list[tuple[str, bytes]]:
         """The files of this ending, by name, with what they begin with whether the power fails or only the process."""
         names = [name for name, file in self.files.items() if name.endswith(suffix) and self.stable.get(name) is file]
         return [(name, self.files[name].safe()) for name in sorted(names)]
-
-
-def _torn(file: File, r: random.Random) -> bytearray:
-    """What a file may be once what was not synced was lost in part."""
-    now, stable = file.now, file.stable
-    kind = r.randrange(5)
-    if kind == 0:
-        return bytearray(stable)
-    if kind == 1:
-        return bytearray(now)
-    start = min(file.dirty, len(now))
-    size = r.randrange(min(len(now), len(stable)), max(len(now), len(stable)) + 1)
-    if kind == 2:  # cut short
-        return bytearray(now[:start] + now[start:size]) if size <= len(now) else bytearray(stable[:size])
-    torn = bytearray(stable[:size].ljust(size, b"\0"))
-    for place in range(start, size, SECTOR):  # in any order
-        if r.random() < 0.5:
-            part = now[place : min(place + SECTOR, size)]
-            torn[place : place + len(part)] = part
-    return torn
 
 
 def _error(number: int) -> OSError:

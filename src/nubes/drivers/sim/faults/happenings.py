@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nubes.drivers.sim.faults.disk import _NEVER
+from nubes.drivers.sim.faults.pages import NEVER
 from nubes.functions import events as e
 from nubes.kernel.errors import AlreadyRunning
 from nubes.kernel.log import Log
@@ -93,7 +93,7 @@ class Happenings:
         self.world.timeline.after(self.r.random() * 4.0, self._room)
 
     def _room(self) -> None:
-        self.world.disk.room = _NEVER
+        self.world.disk.room = NEVER
 
     def _failed_sync(self) -> None:
         self.world.disk.failing = self.r.choice([1, 1, 2, 4])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nubes.drivers.local import wire
@@ -56,10 +57,12 @@ class Machine:
     def joined(self, id: int, end: Endpoint) -> None:
         self.id, self.end = id, end
         end.received = self._received
-        end.lost = self.cut_off
+        end.lost = partial(self._cut_off, end)
 
-    def cut_off(self) -> None:
+    def _cut_off(self, end: Endpoint) -> None:
         """The control plane is not to be reached: everything here ends, and the machine looks for it again."""
+        if end is not self.end:
+            return  # it was found again meanwhile
         self.clear()
         self.end = None
         if self.number:

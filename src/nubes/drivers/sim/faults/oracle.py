@@ -18,10 +18,11 @@ Answer = tuple[str, str, bytes]  # status, reason, output
 class Run:
     """One execution of a call. It need not be the last if its instance was given up, it failed, or was withdrawn."""
 
-    __slots__ = ("instance", "life", "number", "ok")
+    __slots__ = ("call", "instance", "life", "number", "ok")
 
-    def __init__(self, number: int, life: int, instance: int) -> None:
+    def __init__(self, number: int, call: int, life: int, instance: int) -> None:
         self.number = number
+        self.call = call
         self.life = life
         self.instance = instance
         self.ok: bool | None = None
@@ -42,7 +43,7 @@ class Oracle:
         self.answers: dict[int, Answer] = {}  # answers of durable calls that a client was told
         self.version = 0  # the newest deployment that a client was told is kept
         self.cancelled: set[int] = set()
-        self.removed_keys: set[tuple[str, str]] = set()  # of calls that were cancelled
+        self.refused: set[int] = set()
         self.runs: dict[tuple[str, ...], list[Run]] = {}
         self.given: set[tuple[int, int]] = set()  # (life, instance) that the control plane has given up
         self.count = 0
@@ -103,6 +104,7 @@ class Oracle:
             if call in self.accepted:
                 self.say(f"call {call} was accepted, and is not known any more")
         elif reason.startswith(("unavailable: ", "overloaded: ")):
+            self.refused.add(call)
             if call in self.accepted:
                 self.say(f"call {call} was accepted, then refused: {reason}")
             if call in controller.calls:
@@ -158,9 +160,10 @@ class Oracle:
         runs = self.runs.setdefault(work, [])
         life = self.world.timeline.life
         for run in runs if (life, process.id) not in self.given else ():
-            if run.life == life and run.ok is not False and (life, run.instance) not in self.given:
+            may_be_another = run.life != life or run.ok is False or run.call in self.refused
+            if not may_be_another and (life, run.instance) not in self.given:
                 self.say(f"call {call} is run by instance {process.id}, though instance {run.instance} did or does it")
-        runs.append(Run(self.count, life, process.id))
+        runs.append(Run(self.count, call, life, process.id))
         return self.count
 
     def answered(self, process: Process, call: int, number: int, ok: bool) -> None:

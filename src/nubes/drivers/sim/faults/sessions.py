@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from nubes.drivers.sim.faults.world import World
 
 
+WORDS = {wire.ACCEPTED: "accepted", wire.RESULT: "result", wire.PENDING: "pending", wire.ANSWER: "deployed"}
+
+
 class Peer:
     """What a session knows of its connection."""
 
@@ -78,5 +81,5 @@ class SimSession(Session):
             self.world.oracle.told_accepted(told[2])
         elif told[0] == wire.RESULT:
             self.world.oracle.told_answer(*told[1:5])
-        self.world.note(f"session {self.owner} tells", told, frame)
+        self.world.note(f"session {self.owner} tells {WORDS.get(told[0], told[0])}", told[1:], frame)
         super()._send(frame, take_back)

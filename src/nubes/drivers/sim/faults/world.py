@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from nubes.drivers.local.journal import Journal
-from nubes.drivers.local.plane import Plane
 from nubes.drivers.local.state import State
 from nubes.drivers.sim.faults import plan as plans
 from nubes.drivers.sim.faults.clients import Client
@@ -27,12 +26,12 @@ from nubes.drivers.sim.faults.machines import Machine
 from nubes.drivers.sim.faults.network import Endpoint, Network
 from nubes.drivers.sim.faults.oracle import Oracle
 from nubes.drivers.sim.faults.sessions import SimSession
+from nubes.drivers.sim.faults.watched import WatchedLog, WatchedPlane
 from nubes.functions import events as e
 from nubes.functions.spec import FunctionSpec
 from nubes.kernel.clock import WallClock
 from nubes.kernel.errors import LogCorrupt, Unavailable
-from nubes.kernel.log import Log
-from nubes.kernel.message import Codec, Event
+from nubes.kernel.message import Codec
 from nubes.kernel.rng import rng
 
 decode = Codec(e.EVENTS).decode
@@ -43,34 +42,6 @@ PATIENCE_S = 2000.0  # how long, once faults have stopped, everything may take t
 
 class Failure(Exception):
     """Something that must hold does not."""
-
-
-class WatchedLog(Log):
-    """Tells the oracle what was appended."""
-
-    lineage: list[bytes]
-
-    def append(self, body: bytes) -> int:
-        number = super().append(body)
-        self.lineage.append(body)
-        return number
-
-
-class WatchedPlane(Plane):
-    """Tells the oracle what it is fed and what it resolves."""
-
-    world: World
-    clients: Counter[int]
-    fed = 0
-
-    def feed(self, event: Event, at: float = 0.0) -> None:
-        record = self.journal.log.count
-        self.world.oracle.feeds(event, record)
-        self.world.last_record = record
-        super().feed(event, at)
-        self.fed += 1
-        if self.world.tell is not None:
-            self.world.note("event", f"{record}: {event}")
 
 
 class World:
