@@ -28,8 +28,8 @@ class MachineView:
     """A machine as policies see it. Sizes are bytes; what is used is what was promised, not what was measured."""
 
     __slots__ = (
-        "cpu", "cpu_used", "draining", "gpu", "gpu_used", "groups", "holds", "id", "memory_bytes", "memory_used",
-        "zone",
+        "changes", "cpu", "cpu_used", "draining", "gpu", "gpu_used", "groups", "holds", "id", "memory_bytes",
+        "memory_used", "zone",
     )  # fmt: skip
 
     def __init__(self, id: int, cpu: float, memory_bytes: float, gpu: float = 0.0, zone: str = "") -> None:
@@ -40,6 +40,7 @@ class MachineView:
         self.holds: dict[str, int] = {}  # kind -> how many of it are here
         self.groups: dict[str, int] = {}  # the same by group
         self.draining = False  # takes nothing new: it is to go
+        self.changes = 0  # counts the changes of `holds` and `groups`
 
     def room(self, request: Request) -> bool:
         """Whether what is free is enough for `request`."""
@@ -51,11 +52,19 @@ class MachineView:
 
     def count(self, request: Request, more: int) -> None:
         """Notes that `more` of what `request` stands for are here (fewer, if negative)."""
+        self.changes += 1
         for table, key in ((self.holds, request.kind), (self.groups, request.group)):
             if key:
                 table[key] = table.get(key, 0) + more
                 if not table[key]:
                     del table[key]
+
+    def take(self, request: Request, more: int) -> None:
+        """The same, and promises (or gives back) what they ask for."""
+        self.cpu_used += more * request.cpu
+        self.memory_used += more * request.memory_bytes
+        self.gpu_used += more * request.gpu
+        self.count(request, more)
 
     def freeze(self) -> MachineView:
         copy = MachineView.__new__(MachineView)
