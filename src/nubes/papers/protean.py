@@ -95,12 +95,10 @@ def run(ctx: Context) -> Iterator[Result]:
     about = f"{size:,} machines, 50 VM types of 1/64 to 0.7 of a machine and whole ones, cores scarcer than memory, "
     about += "churn at a load that rises over 5 mean lifetimes"
     yield ctx.result(PACKED, ratios, about)
-    path = openb.folder()
-    sides = [beside(requests(path, seed), machines(path), seed) for seed in ctx.each(f"{AGENTS} agents against 1")]
-    about = "openb pods on openb nodes with GPUs, in the order drawn from the seed, none leaves" if path else (
-        "50 VM types on 1,200 machines, none leaves (without NUBES_TRACES; openb pods with it)"
-    )  # fmt: skip
-    about += f"; each of {AGENTS} agents decides one request on a copy, then all commit. A machine's GPUs are one sum"
+    sides = [beside(seed) for seed in ctx.each(f"{AGENTS} agents against 1")]
+    about = "openb pods with GPUs on openb nodes with GPUs" if openb.folder() else "50 VM types on 1,200 machines"
+    about += f", {FILLED:.0%} of the CPU taken at random, then in an order drawn from the seed until one is turned "
+    about += f"away; each of {AGENTS} agents decides one on its copy, then all commit. A machine's GPUs are one sum"
     for claim, values in zip((PLACED, CONFLICTS), zip(*sides, strict=True), strict=True):
         yield ctx.result(claim, values, about)
 
@@ -302,32 +300,29 @@ def held(allocator: Ours | FirstFit, size: int, seed: int) -> float:
 # -- agents --------------------------------------------------------------------------------------------------------
 
 
-def requests(path: object, seed: int) -> list[Request]:
-    """What arrives, in an order drawn from `seed`: pods that ask for GPUs, over and over, or VMs."""
+def site(seed: int) -> tuple[Inventory, list[Request]]:
+    """A cluster in use, and what arrives there: openb's where the trace is at hand, or else made-up VMs."""
     draw = rng(seed, "protean agents")
     found = openb.folder()
     if found is None:
         kinds = types(draw)
-        return draw.choices(kinds, shares(kinds, draw), k=40_000)
-    pods = [Request("pod", pod.cpu, pod.memory_bytes, pod.gpu) for pod in openb.pods(found) if pod.gpu]
-    return draw.choices(pods, k=3 * len(pods))
+        inventory, arriving = zone(1200, 2), draw.choices(kinds, shares(kinds, draw), k=20_000)
+    else:
+        inventory = Inventory()
+        for id, node in enumerate(openb.nodes(found)):
+            if node.gpu:
+                inventory.put(MachineView(id, node.cpu, node.memory_bytes, float(node.gpu), zone=node.model))
+        pods = [Request("pod", pod.cpu, pod.memory_bytes, pod.gpu) for pod in openb.pods(found) if pod.gpu]
+        arriving = draw.choices(pods, k=3 * len(pods))
+    fill(inventory, lambda: draw.choice(arriving), draw)
+    return inventory, arriving
 
 
-def machines(path: object) -> Inventory:
-    found = openb.folder()
-    if found is None:
-        return zone(1200, 2)
-    inventory = Inventory()
-    for id, node in enumerate(openb.nodes(found)):
-        if node.gpu:
-            inventory.put(MachineView(id, node.cpu, node.memory_bytes, float(node.gpu), zone=node.model))
-    return inventory
-
-
-def beside(arriving: Sequence[Request], empty: Inventory, seed: int) -> tuple[float, float]:
+def beside(seed: int) -> tuple[float, float]:
     """(requests placed before the first is turned away, many agents / one; share of commits that fail)."""
-    alone, _ = allocated(arriving, empty.copy(), 1, seed)
-    placed, failed = allocated(arriving, empty.copy(), AGENTS, seed)
+    inventory, arriving = site(seed)
+    alone, _ = allocated(arriving, inventory.copy(), 1, seed)
+    placed, failed = allocated(arriving, inventory.copy(), AGENTS, seed)
     return placed / alone, failed / (placed + failed)
 
 

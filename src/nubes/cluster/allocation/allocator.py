@@ -27,13 +27,14 @@ class Allocator:
     """
 
     def __init__(
-        self, inventory: Inventory, rulebook: Rulebook, draw: Random, cached: bool = True, keep: int = 4096
+        self, inventory: Inventory, rulebook: Rulebook, draw: Random, cached: bool = True, keep: int = 20_000
     ) -> None:
         self.inventory, self.rulebook, self.draw, self.cached, self.keep = inventory, rulebook, draw, cached, keep
         self.decisions = 0
         self.zones: dict[Any, Ranking[str]] = {}  # layer 3
         self.rankings: OrderedDict[Any, Ranking[int]] = OrderedDict()  # layer 2, the longest unused first
         self.results: WeakValueDictionary[Any, Results] = WeakValueDictionary()  # layer 1, while rankings use them
+        self.first: dict[Any, Any] = {}  # (rule, the fields it reads) -> the class that was asked about first
 
     def choose(self, request: Request) -> int | None:
         """The machine for `request`, or None if none will do."""
@@ -89,11 +90,15 @@ class Allocator:
         return ranking
 
     def _shared(self, rules: Rules, request: Request, cluster: Cluster) -> dict[str, Results]:
-        """The results of rules that tell fewer requests apart than all rules together do."""
+        """Results of rules that cannot tell this request from one of another class that was here before."""
         shared = {}
+        mine = rules.of(request)
         for rule in rules.all:
             if 0 < len(rule.reads) < len(rules.reads):  # what reads nothing of a request is quicker asked than kept
-                key = (rule, cluster.zone, reduced(rule.reads, request))
+                alike = (rule, reduced(rule.reads, request))
+                if self.first.setdefault(alike, mine) == mine:
+                    continue
+                key = (alike, cluster.zone)
                 results = self.results.get(key)
                 if results is None:
                     ask = rule.holds if isinstance(rule, Validator) else rule.score
@@ -107,6 +112,7 @@ class Allocator:
         while self.rankings and next(iter(self.rankings.values())).used < old:
             self.rankings.popitem(last=False)
         if self.decisions % self.keep == 0:
+            self.first.clear()
             self.zones = {key: ranking for key, ranking in self.zones.items() if ranking.used >= old}
 
 

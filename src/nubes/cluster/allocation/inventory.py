@@ -9,9 +9,11 @@ from typing import Generic, TypeVar
 from nubes.cluster.seams import MachineView, Request
 
 K = TypeVar("K", bound=Hashable)
+Units = tuple[int, int, int]
 Weights = tuple[float, float, float]  # of CPU, memory and GPU
 
 UNIT = 2**20  # sums are kept in whole parts of one CPU, so that they do not depend on the order of changes
+NOTHING = (0, 0, 0)
 STEPS = 8  # in which a resource grows scarce
 
 
@@ -41,36 +43,43 @@ class Log(Generic[K]):
 class Cluster(MachineView):
     """Machines that are ranked together. Rules see it as one large machine: the sum of them."""
 
-    __slots__ = ("log", "machines", "sums")
+    __slots__ = ("log", "machines", "sizes", "used")
 
     def __init__(self, zone: str) -> None:
         super().__init__(-1, 0.0, 0, zone=zone)
         self.machines: dict[int, MachineView] = {}
         self.log: Log[int] = Log()
-        self.sums = [0] * 6
+        self.sizes = self.used = NOTHING
 
     def add(self, m: MachineView, sign: int) -> None:
         """Counts a machine in, or out."""
-        self.sums = [a + sign * b for a, b in zip(self.sums, _sizes(m), strict=True)]
+        self.sizes = cpu, self.memory_bytes, gpu = _sum(self.sizes, _sizes(m), sign)
+        self.cpu, self.gpu = cpu / UNIT, gpu / UNIT
+        self.use(_used(m), sign)
         for mine, its in ((self.holds, m.holds), (self.groups, m.groups)):
             for key, count in its.items():
                 mine[key] = mine.get(key, 0) + sign * count
                 if not mine[key]:
                     del mine[key]
-        self.show()
 
-    def show(self) -> None:
-        """The sums as rules read them."""
-        cpu, self.memory_bytes, gpu, cpu_used, self.memory_used, gpu_used = self.sums
-        self.cpu, self.gpu, self.cpu_used, self.gpu_used = cpu / UNIT, gpu / UNIT, cpu_used / UNIT, gpu_used / UNIT
+    def use(self, used: Units, sign: int = 1) -> None:
+        """Counts what is promised on a machine."""
+        self.used = cpu, self.memory_used, gpu = _sum(self.used, used, sign)
+        self.cpu_used, self.gpu_used = cpu / UNIT, gpu / UNIT
 
 
-def _sizes(m: MachineView) -> list[int]:
+def _sum(a: Units, b: Units, sign: int) -> Units:
+    return a[0] + sign * b[0], a[1] + sign * b[1], a[2] + sign * b[2]
+
+
+def _sizes(m: MachineView) -> Units:
     """What a machine adds to the sums. One without a limit has none of it to be scarce."""
     cpu, memory, gpu = (size if isfinite(size) else 0.0 for size in (m.cpu, m.memory_bytes, m.gpu))
-    return [
-        int(cpu * UNIT), int(memory), int(gpu * UNIT), int(m.cpu_used * UNIT), m.memory_used, int(m.gpu_used * UNIT),
-    ]  # fmt: skip
+    return int(cpu * UNIT), int(memory), int(gpu * UNIT)
+
+
+def _used(m: MachineView) -> Units:
+    return int(m.cpu_used * UNIT), m.memory_used, int(m.gpu_used * UNIT)
 
 
 class Inventory:
@@ -82,7 +91,7 @@ class Inventory:
         self.known: dict[str, Cluster] = {}  # and those that had some: who reads their logs may do so still
         self.cluster_log: Log[str] = Log()  # clusters that changed
         self.log: Log[int] = Log(65_536)  # machines that changed, for agents with copies of their own
-        self.sums = [0] * 6
+        self.sizes = self.used = NOTHING
 
     def put(self, machine: MachineView) -> None:
         """A machine joins, or has changed. `machine` is copied."""
@@ -109,13 +118,12 @@ class Inventory:
         """Something is placed on a machine (`more` of it), or leaves it (if negative)."""
         m = self.machines[id]
         cluster = self.clusters[m.zone]
-        before = _sizes(m)
+        before = _used(m)
         m.take(request, more)
-        delta = [new - old for new, old in zip(_sizes(m), before, strict=True)]
-        cluster.sums = [a + b for a, b in zip(cluster.sums, delta, strict=True)]
-        self.sums = [a + b for a, b in zip(self.sums, delta, strict=True)]
+        delta = _sum(_used(m), before, -1)
+        self.used = _sum(self.used, delta, 1)
+        cluster.use(delta)
         cluster.count(request, more)
-        cluster.show()
         self._note(id, cluster)
 
     def commit(self, id: int, request: Request) -> bool:
@@ -137,13 +145,13 @@ class Inventory:
         """How much a free share of each resource counts: the scarcer it is in the zone, the more, in steps."""
         cpu, memory, gpu = (
             STEPS / (STEPS - min(floor(STEPS * used / total), STEPS - 1)) if total else 0.0
-            for total, used in zip(self.sums[:3], self.sums[3:], strict=True)
+            for total, used in zip(self.sizes, self.used, strict=True)
         )
         return cpu, memory, gpu
 
     def _changed(self, m: MachineView, cluster: Cluster, sign: int) -> None:
         cluster.add(m, sign)
-        self.sums = [a + sign * b for a, b in zip(self.sums, _sizes(m), strict=True)]
+        self.sizes, self.used = _sum(self.sizes, _sizes(m), sign), _sum(self.used, _used(m), sign)
         self._note(m.id, cluster)
 
     def _note(self, id: int, cluster: Cluster) -> None:

@@ -15,7 +15,7 @@ from nubes.kernel.rng import rng
 
 PAPER = Paper("protean", "Protean", "Protean: VM Allocation Service at Scale", "OSDI 2020")
 BUCKETS = 16  # of what is left free on a machine
-FULLNESS = 8  # of a cluster's use
+FULLNESS = 32  # of a cluster's use
 EVICTED = 8  # of the share of a machine's memory that idle instances would have to give back
 SIZES = ("cpu", "memory_bytes", "gpu")
 
