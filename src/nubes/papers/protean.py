@@ -19,7 +19,7 @@ from nubes.papers import Claim, Context, Result, at_least, at_most, below, repro
 from nubes.workloads import openb
 
 CORES, MEMORY = 64.0, 384 << 30
-FILLED = 0.7  # of a zone's cores, at random, before requests are timed
+FILLED = 0.7  # of what is scarcest in a zone, at random, before requests are timed
 AGENTS = 8
 SHARE, LONG = 0.8, 4.2  # this many VMs live a fifth of the mean, the others this many times the mean
 
@@ -84,10 +84,8 @@ def run(ctx: Context) -> Iterator[Result]:
     """A zone of 20,000 machines, a smaller one that fills up, and pods of a real cluster."""
     settle, few, many = ctx.pick((5000, 200, 5000), (50_000, 2000, 50_000))
     timed = [speed(seed, 20_000, settle, few, many) for seed in ctx.each("placing in a zone of 20,000 machines")]
-    about = f"20,000 machines in 20 clusters, {FILLED:.0%} of their cores taken at random; 50 VM types; each placement "
-    about += (
-        f"beside a departure. After {settle:,} of them {many:,} with caches, the first {few:,} of these also without"
-    )
+    about = f"20,000 machines in 20 clusters, {FILLED:.0%} of what is scarcest taken at random; 50 VM types; each "
+    about += f"placement beside a departure. After {settle:,} of them {many:,} with caches, the first {few:,} of these also without"
     for claim, values in zip((SAME, FASTER, QUICK, FEWER), zip(*timed, strict=True), strict=True):
         yield ctx.result(claim, values, about)
     size = ctx.pick(500, 2000)
@@ -97,7 +95,9 @@ def run(ctx: Context) -> Iterator[Result]:
     yield ctx.result(PACKED, ratios, about)
     sides = [beside(seed) for seed in ctx.each(f"{AGENTS} agents against 1")]
     about = "openb pods with GPUs on openb nodes with GPUs" if openb.folder() else "50 VM types on 1,200 machines"
-    about += f", {FILLED:.0%} of the CPU taken at random, then in an order drawn from the seed until one is turned "
+    about += (
+        f", {FILLED:.0%} of what is scarcest taken at random, then in an order drawn from the seed until one is turned "
+    )
     about += f"away; each of {AGENTS} agents decides one on its copy, then all commit. A machine's GPUs are one sum"
     for claim, values in zip((PLACED, CONFLICTS), zip(*sides, strict=True), strict=True):
         yield ctx.result(claim, values, about)
@@ -129,16 +129,13 @@ def zone(size: int, clusters: int) -> Inventory:
 
 
 def fill(inventory: Inventory, request: Callable[[], Request], draw: Random) -> list[tuple[int, Request]]:
-    """Places requests at random until `FILLED` of the CPU is taken; returns what is where."""
+    """Places requests at random until `FILLED` of what is scarcest is taken; returns what is where."""
     ids = sorted(inventory.machines)
     there = []
-    total = sum(m.cpu for m in inventory.machines.values())
-    taken = 0.0
-    while taken < FILLED * total:
+    while max(used / size for used, size in zip(inventory.used, inventory.sizes, strict=True) if size) < FILLED:
         id, one = draw.choice(ids), request()
         if inventory.commit(id, one):
             there.append((id, one))
-            taken += one.cpu
     return there
 
 
