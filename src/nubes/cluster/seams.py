@@ -1,12 +1,15 @@
-"""The seam of placement, and what its policies see of machines and of what is to be placed.
+"""The seams of placement and of disruption, and what their policies see.
 
-A policy is two lists of rules, the form that Protean (OSDI 2020) gave it: validators, which a machine must pass, and
-preferences in strict order, of which a later one only breaks the ties of those before it.
+A placement is two lists of rules, the form that Protean (OSDI 2020) gave it: validators, which a machine must pass, and
+preferences in strict order, of which a later one only breaks the ties of those before it. A disruption policy says
+which of the operations that an application is to suffer it can bear now: Twine's TaskControl (OSDI 2020).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
+from typing import ClassVar
 
 import msgspec
 
@@ -111,3 +114,35 @@ class Placement(Policy):
         if not self.preferences:
             return []
         return [(f"machine {m.id}", self.preferences[0].score(request, m)) for m in machines]
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """Something that takes a task down for a while, or moves it."""
+
+    id: int
+    kind: str  # update | restart | move | preempt | maintenance
+    task: str
+    deadline_s: float = inf  # when it is done whatever the application says
+
+
+class TaskView(msgspec.Struct, frozen=True):
+    """A task of an application: a replica, an instance."""
+
+    name: str
+    healthy: bool = True
+    leader: bool = False
+    shards: frozenset[str] = frozenset()  # what it holds a replica of
+
+
+@seam("disruption", default="at-once")
+class Disruption(Policy):
+    """Which operations on its tasks an application can bear now."""
+
+    asks: ClassVar[bool] = False  # whether the application itself is asked, and `allow` is not
+
+    @decision
+    def allow(
+        self, pending: Sequence[Operation], running: Sequence[Operation], tasks: Sequence[TaskView], now: float
+    ) -> list[int]:
+        """The ids of those among `pending` that may begin now, beside those that run. What is left is offered again."""
+        return [operation.id for operation in pending]

@@ -85,7 +85,9 @@ def run(ctx: Context) -> Iterator[Result]:
     settle, few, many = ctx.pick((5000, 200, 5000), (50_000, 2000, 50_000))
     timed = [speed(seed, 20_000, settle, few, many) for seed in ctx.each("placing in a zone of 20,000 machines")]
     about = f"20,000 machines in 20 clusters, {FILLED:.0%} of what is scarcest taken at random; 50 VM types; each "
-    about += f"placement beside a departure. After {settle:,} of them {many:,} with caches, the first {few:,} of these also without"
+    about += (
+        f"placement beside a departure. After {settle:,} of them {many:,} with caches, {few:,} of these also without"
+    )
     for claim, values in zip((SAME, FASTER, QUICK, FEWER), zip(*timed, strict=True), strict=True):
         yield ctx.result(claim, values, about)
     size = ctx.pick(500, 2000)

@@ -48,6 +48,13 @@ class Allocator:
         for zone in self._any_order(self._clusters(clusters, request)):
             yield from self._any_order(self._machines(machines, request, zone))
 
+    def within(self, zone: str, request: Request) -> Iterator[int]:
+        """Those of one cluster alone."""
+        self.decisions += 1
+        self._evict()
+        if zone in self.inventory.clusters:
+            yield from self._any_order(self._machines(self.rulebook(self.inventory.weights())[1], request, zone))
+
     def refresh(self, limit: int) -> int:
         """Brings the `limit` rankings that were used last up to date, for an idle moment; returns how many changed."""
         return sum(ranking.refresh() > 0 for ranking in islice(reversed(self.rankings.values()), limit))
