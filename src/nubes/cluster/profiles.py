@@ -61,62 +61,67 @@ class Broken(Command, frozen=True):
     reason: str
 
 
-STEPS = ("drain", "apply", "restart", "check")
-
-
 class Host:
-    """One machine's way from profile to profile. Sans-I/O. What has the wanted settings already is only checked."""
+    """One machine's way from profile to profile. Sans-I/O: every command but the last two is answered by `Done`.
+
+    A profile that is wanted while another is being set up comes after it. What has the profile already stays as it is.
+    """
 
     def __init__(self, attempts: int = 2) -> None:
         self.attempts = attempts
-        self.profile = Profile("")
-        self.wanted = Profile("")
-        self.step = ""  # of STEPS; "": none
+        self.profile = Profile("")  # what it has
+        self.target = self.wanted = self.profile  # what it is getting, and what it is to have in the end
+        self.unsure: set[str] = set()  # settings that may have either value
+        self.step = ""  # drain | apply | restart | check; "": none
         self.failures = 0
         self.usable = True
 
     def handle(self, event: Event, now: float) -> list[Command]:
         if isinstance(event, Switch):
-            if event.profile == (self.wanted if self.step else self.profile) and (self.step or self.usable):
-                return [] if self.step else [Ready(self.profile.name)]
-            idle = not self.step
-            self.wanted, self.failures = event.profile, 0
-            if idle or self.step in ("apply", "restart", "check"):  # what is under way is of no use: it is drained yet
-                return self._to("apply" if not idle else "drain")
-            return []
+            self.wanted = event.profile
+            if self.step:
+                return []
+            if self.usable and self.wanted == self.profile:
+                return [Ready(self.profile.name)]
+            return self._begin("drain")
         if not isinstance(event, Done) or not self.step:
             return []
-        if not event.ok:
-            return self._failed(event.reason)
-        return self._next()
+        return self._next() if event.ok else self._failed(event.reason)
+
+    def _begin(self, step: str) -> list[Command]:
+        self.target, self.failures = self.wanted, 0
+        return self._to(step)
 
     def _changes(self) -> dict[str, str]:
-        """The settings that differ; those that the new profile does not name stand at their defaults, ""."""
-        names = dict.fromkeys([*self.wanted.settings, *self.profile.settings])
-        new, old = self.wanted.settings, self.profile.settings
-        return {name: new.get(name, "") for name in names if new.get(name, "") != old.get(name, "")}
+        """The settings to make; what the new profile does not name goes back to its default, ""."""
+        new, old = self.target.settings, self.profile.settings
+        names = sorted({*new, *old, *self.unsure})
+        return {name: new.get(name, "") for name in names if name in self.unsure or new.get(name) != old.get(name)}
 
     def _next(self) -> list[Command]:
-        changes = self._changes()
         if self.step == "drain":
-            return self._to("apply" if changes else "check")
+            return self._to("apply" if self._changes() else "check")
         if self.step == "apply":
-            again = {*self.wanted.restart, *self.profile.restart} & changes.keys()
+            again = {*self.target.restart, *self.profile.restart} & self.unsure
             return self._to("restart" if again else "check")
         if self.step == "restart":
             return self._to("check")
-        self.profile, self.step, self.usable = self.wanted, "", True
+        self.profile = self.target
+        self.unsure.clear()
+        if self.wanted != self.profile:
+            return self._begin("apply")
+        self.step, self.usable = "", True
         return [Ready(self.profile.name)]
 
     def _to(self, step: str) -> list[Command]:
         self.step, self.usable = step, False
-        made: dict[str, Command] = {
-            "drain": DrainHost(),
-            "apply": ApplySettings(self._changes()),
-            "restart": RestartHost(),
-            "check": CheckHost(self.wanted.settings),
-        }
-        return [made[step]]
+        if step == "drain":
+            return [DrainHost()]
+        if step == "apply":
+            changes = self._changes()
+            self.unsure |= changes.keys()
+            return [ApplySettings(changes)]
+        return [RestartHost() if step == "restart" else CheckHost(self.target.settings)]
 
     def _failed(self, reason: str) -> list[Command]:
         """Tries again from where settings are made, and gives up after a few attempts."""
