@@ -102,12 +102,15 @@ def test_a_full_disk_refuses_what_it_cannot_keep(tmp_path, monkeypatch):
         with pytest.raises(Unavailable, match="[Ss]pace"):
             for n in range(2000):
                 plus.spawn(n)
+        with pytest.raises(Unavailable, match="not accepted"):
+            plus.with_key("once").spawn(41)
         assert plus.remote(3) == 4, "what needs no disk goes on"
         filler.truncate(0)
         filler.close()
         until(lambda: not plane.status()["full"], what="the disk is usable again")
         again = plus.spawn(10)
         assert again.get(timeout=10) == 11
+        assert plus.with_key("once").spawn(41).get(timeout=10) == 42, "it was not accepted: this is the first one"
         plane.kill()
         plane.start()
         assert nubes.FunctionCall.from_id(kept.object_id).get(timeout=10) == 2

@@ -8,8 +8,20 @@ from dataclasses import dataclass
 
 from nubes.chaos import audit_stores
 from nubes.chaos.evidence import (
-    ACCEPTED, CALLS, NOT_FOUND, NOT_YET, REFUSED, UNKNOWN, Ask, Evidence, Logged, Run, Told, expected,
-)  # fmt: skip
+    ACCEPTED,
+    CALLS,
+    NOT_FOUND,
+    NOT_YET,
+    REFUSED,
+    UNKNOWN,
+    Ask,
+    Broken,
+    Evidence,
+    Logged,
+    Run,
+    Told,
+    expected,
+)
 from nubes.functions.events import CANCELLED, SUCCEEDED
 
 TAIL_S = 1.0  # what was not flushed for anybody may be missing from the log so long before a crash
@@ -137,7 +149,7 @@ class _Calls:
                 may_miss = any(begin <= first <= end for begin, end in self.lossy) and not self._durable(call)
                 if not may_miss:
                     yield Finding("not-the-log", f"{name} was answered {status} {text}, and the log has no answer")
-            elif not any(status == kept and text in (what, text if not what else what) for kept, what in logged.answers):
+            elif not any(status == kept and what in (text, "") for kept, what in logged.answers):
                 yield Finding("not-the-log", f"{name} was answered {status} {text}, and the log has {logged.answers}")
             ask = self.asked.get(call)
             if ask is None:
@@ -196,10 +208,13 @@ class _Calls:
 
     def _name(self, call: int) -> str:
         ask = self.asked.get(call)
-        return f"call {call} ({ask.client}, {ask.kind} {ask.function} {ask.token})" if ask is not None else f"call {call}"
+        return (
+            f"call {call} ({ask.client}, {ask.kind} {ask.function} {ask.token})" if ask is not None else f"call {call}"
+        )
 
 
-def _began(at_s: float, stalls: list) -> float:  # type: ignore[type-arg]
+def _began(at_s: float, stalls: list[Broken]) -> float:
+    """When what a crash took along was first kept from being written."""
     return min((f.at_s for f in stalls if f.at_s <= at_s <= f.until_s + TAIL_S), default=at_s)
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from nubes import client as clients
 from nubes.chaos import members
 from nubes.chaos.members import Member
 from nubes.chaos.network import Network, namespaces_work
 from nubes.chaos.preload import Preload
 from nubes.client import Client
+from nubes.drivers.remote.agent import groups_of
 from nubes.kernel.errors import NubesError
 
 START_S = 60.0
@@ -32,6 +36,7 @@ class Plan:
     database: str = ""
     objects: str = ""
     disk_bytes: int = 1 << 30
+    entry: str = "nubes.cli.main"  # what the control plane is
 
 
 class Cloud:
@@ -102,7 +107,7 @@ class Cloud:
         for client in self.clients:
             client.wanted = False
             if client.pid:
-                members.signalled(client.pid, members.signal.SIGTERM)
+                members.signalled(client.pid, signal.SIGTERM)
         end = time.monotonic() + within_s
         return [
             f"{client.role} still waited for an answer {within_s:g} s after the last fault"
@@ -117,28 +122,36 @@ class Cloud:
         time.sleep(0.5)
         return late
 
-    def close(self) -> None:
+    def left_over(self) -> list[str]:
+        """What is still there of it, after it was shut down."""
+        own = hashlib.sha256(str(self.data.resolve()).encode()).hexdigest()[:12]
+        agents = [groups_of(self.folder / "machines" / str(n) / "agent") for n in range(1, self.plan.machines + 1)]
+        return members.left_over(self.run, self.shared, {f"nubes-{own}", *agents})
+
+    def close(self, keep: bool = False) -> None:
+        """With `keep`, a log that was on a disk of its own is copied to the folder."""
         for member in (*self.clients, *self.agents, self.plane):
             member.wanted = False
             if member.pid:
-                members.signalled(member.pid, members.signal.SIGKILL)
+                members.signalled(member.pid, signal.SIGKILL)
                 if member.process is not None:
                     member.process.wait()
         for pid in members.marked(self.run):
-            members.signalled(pid, members.signal.SIGKILL)
+            members.signalled(pid, signal.SIGKILL)
         for network in self.networks:
             network.close()
         if self.disk:
+            if keep:
+                shutil.copytree(self.data / "log", self.folder / "log")
             subprocess.run(["umount", "-l", str(self.data)], check=False)
             self.disk = False
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
-    def ask(self, name: str) -> dict:  # type: ignore[type-arg]
+    def ask(self, name: str) -> Any:
         client = Client(str(self.data / "socket"))
         try:
-            answer: dict = client.ask(name)  # type: ignore[type-arg]
-            return answer
+            return client.ask(name)
         finally:
             client.close()
 
@@ -147,7 +160,9 @@ class Cloud:
         argv = [sys.executable, "-m", "nubes.chaos.settle", str(self.folder), str(within_s)]
         with self._out("settle").open("wb") as out:
             try:
-                code = subprocess.run(argv, env=self._env(), stdout=out, stderr=out, timeout=within_s * 2 + 60, check=False)
+                code = subprocess.run(
+                    argv, env=self._env(), stdout=out, stderr=out, timeout=within_s * 2 + 60, check=False
+                )
             except subprocess.TimeoutExpired:
                 return ["the last look at all answers did not come to an end"]
         if code.returncode:
@@ -161,7 +176,7 @@ class Cloud:
         }  # fmt: skip
 
     def _up(self) -> list[str]:
-        argv = [sys.executable, "-m", "nubes.cli.main", "up", "--data", str(self.data), "--port", "0"]
+        argv = [sys.executable, "-m", self.plan.entry, "up", "--data", str(self.data), "--port", "0"]
         argv += ["--agents", f"127.0.0.1:{self.port}"] if self.plan.machines else []
         argv += ["--database", self.plan.database] if self.plan.database else []
         return argv + (["--objects", self.plan.objects] if self.plan.objects else [])
@@ -186,12 +201,12 @@ class Cloud:
     def _no_room(self) -> bool:
         return "No space left" in self.plane.last_words()
 
-    def _until(self, condition: object, what: str) -> None:
+    def _until(self, condition: Callable[[], Any], what: str) -> None:
         end = time.monotonic() + START_S
         while time.monotonic() < end:
             self.watch()
             try:
-                if condition():  # type: ignore[operator]
+                if condition():
                     return
             except (NubesError, OSError):
                 pass
@@ -208,6 +223,3 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
-
-
-__all__ = ["Cloud", "Plan", "clients"]

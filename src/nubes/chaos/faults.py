@@ -95,12 +95,12 @@ class Breaker:
         if member is None:
             return None
         cloud.look()
-        pid = member.pid
         if verb == "kill":
             member.kill()
             return member.role, None
-        signalled(pid, signal.SIGSTOP)
-        return member.role, lambda: signalled(pid, signal.SIGCONT)
+        stopped = member.pid
+        signalled(stopped, signal.SIGSTOP)
+        return member.role, lambda: signalled(stopped, signal.SIGCONT)
 
     def _fill(self) -> tuple[str, Undo]:
         path = self.cloud.data / "ballast"

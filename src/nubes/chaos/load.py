@@ -19,11 +19,28 @@ import nubes
 from nubes import client as clients
 from nubes import ids
 from nubes.chaos.evidence import (
-    ACCEPTED, DONE, NOT_FOUND, NOT_YET, REFUSED, UNKNOWN, Ask, Told, large, shown,
-)  # fmt: skip
+    ACCEPTED,
+    DONE,
+    NOT_FOUND,
+    NOT_YET,
+    REFUSED,
+    UNKNOWN,
+    Ask,
+    Told,
+    large,
+    shown,
+)
 from nubes.chaos.journal import Journal
 from nubes.client import Client, Target
-from nubes.kernel.errors import CallCancelled, CallFailed, CallTimeout, InstanceDied, NubesError, Overloaded, Unavailable
+from nubes.kernel.errors import (
+    CallCancelled,
+    CallFailed,
+    CallTimeout,
+    InstanceDied,
+    NubesError,
+    Overloaded,
+    Unavailable,
+)
 
 QUEUE = DICT = "chaos"
 PATIENCE_S = 10.0  # how long a fetch waits
@@ -47,7 +64,9 @@ class Caller:
         id = self._draw()
         if self._next:
             ask = self._next.popleft()
-            self.journal.write(Ask(ask.client, ask.op, time.monotonic(), ask.kind, id, ask.function, ask.token, ask.key))
+            self.journal.write(
+                Ask(ask.client, ask.op, time.monotonic(), ask.kind, id, ask.function, ask.token, ask.key)
+            )
         return id
 
     def ask(self, kind: str, call: int = 0, function: str = "", token: str = "", key: str = "") -> Ask:
@@ -76,7 +95,7 @@ class Caller:
     def map(self, tokens: list[str]) -> None:
         asks = [self.ask("map", function="chaos/work", token=token) for token in tokens]
         self._next = deque(asks)
-        inputs = [((self.ledger, token, 0.01), {}) for token in tokens]
+        inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((self.ledger, token, 0.01), {}) for token in tokens]
         results = self._mapped(inputs)
         for n, ask in enumerate(asks):
             if self._outcome(ask, lambda: next(results)) == UNKNOWN:

@@ -107,14 +107,13 @@ def shared_folders(pids: list[int]) -> set[str]:
     return found
 
 
-def left_over(run: str, folders: set[str]) -> list[str]:
+def left_over(run: str, folders: set[str], groups: set[str]) -> list[str]:
     """What is still there of a run whose processes have all been told to end."""
     found = [f"process {pid}: {_command(pid)}" for pid in sorted(marked(run))]
     found += [f"/dev/shm/{name}" for name in sorted(folders) if Path("/dev/shm", name).exists()]
-    names = {f"nubes-{name.rpartition('-')[2]}" for name in folders}
     for controller in sorted(Path("/sys/fs/cgroup").glob("*")) if Path("/sys/fs/cgroup").exists() else []:
-        found += [str(controller / name) for name in sorted(names) if (controller / name).exists()]
-        if controller.name in names:
+        found += [str(controller / name) for name in sorted(groups) if (controller / name).exists()]
+        if controller.name in groups:
             found.append(str(controller))
     return found
 

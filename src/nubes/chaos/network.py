@@ -1,7 +1,7 @@
-"""Networks that can be broken: a namespace for each machine where that is allowed, and a proxy before the control plane.
+"""Networks that can be broken: a namespace for each machine where that is allowed, and a proxy in between.
 
 Whoever is root has each agent in a network namespace of its own, on a pair of virtual interfaces: set down, they lose
-packets without a word, as a cut cable does. In between a proxy can reset, half-close and stall connections, for anybody.
+packets without a word, as a cut cable does. The proxy can reset, half-close and stall connections, for anybody.
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
-from nubes.chaos import faults, journal, logged, members, plants
+from nubes.chaos import faults, journal, logged, plants
 from nubes.chaos.audit import Finding, audit
 from nubes.chaos.cloud import Cloud, Plan
 from nubes.chaos.evidence import Ask, Broken, Evidence, Told
@@ -32,7 +32,6 @@ class Report:
     overlapping: int = 0
     planted: str = ""
     isolated: bool = False
-    hung: list[str] = field(default_factory=list)
 
 
 def run(
@@ -44,34 +43,39 @@ def run(
     Raises `UsageError` for faults that there are not, `NubesError` if the cloud does not come up.
     """
     chosen(kinds, ())
-    cloud = Cloud(folder, plan)
+    if plant:
+        plants.check(plant)
+    cloud = Cloud(folder, replace(plan, entry="nubes.chaos.early") if plant == plants.EARLY else plan)
+    findings: list[Finding] = []
     try:
         cloud.start()
         possible, impossible = faults.possible(cloud)
         breaker = faults.Breaker(cloud, schedule(plan.seed, seconds, rate, chosen(kinds, possible)))
         began = time.monotonic()
         try:
-            _break(cloud, breaker, began + seconds, tell)
+            pause(cloud, breaker, seconds, tell)
         except KeyboardInterrupt:
             tell("stopped; what was accepted is waited for")
         took = time.monotonic() - began
         breaker.heal()
-        cloud.trouble += _rest(cloud)
+        cloud.trouble += rest(cloud)
         late = cloud.shut_down()
         if plant:
             plants.plant(plant, folder)
         evidence = gather(folder, breaker.done)
-        evidence.left_over = [*late, *members.left_over(cloud.run, cloud.shared)]
+        evidence.left_over = [*late, *cloud.left_over()]
         evidence.ended_alone = cloud.trouble
         counts = Counter(fault.kind for fault in breaker.done)
         twice = journal.overlapping(evidence.runs)
-        return Report(evidence, audit(evidence), counts, impossible, took, twice, plant, cloud.isolated)
+        findings = audit(evidence)
+        return Report(evidence, findings, counts, impossible, took, twice, plant, cloud.isolated)
     finally:
-        cloud.close()
+        cloud.close(keep=bool(findings))
 
 
-def _break(cloud: Cloud, breaker: faults.Breaker, end: float, tell: Callable[[str], None]) -> None:
-    looked = 0.0
+def pause(cloud: Cloud, breaker: faults.Breaker, seconds: float, tell: Callable[[str], None] = lambda _: None) -> None:
+    """Lets so much time go by, while faults come and what ended is started again."""
+    looked, end = 0.0, time.monotonic() + seconds
     while (now := time.monotonic()) < end:
         before = len(breaker.done)
         breaker.step()
@@ -84,8 +88,8 @@ def _break(cloud: Cloud, breaker: faults.Breaker, end: float, tell: Callable[[st
         time.sleep(0.02)
 
 
-def _rest(cloud: Cloud) -> list[str]:
-    """All faults are over: control plane and agents are kept up while everything comes to its answer."""
+def rest(cloud: Cloud) -> list[str]:
+    """All faults are over: everything comes to its answer. What did not."""
     end = time.monotonic() + SETTLE_S
     while time.monotonic() < end:
         cloud.watch()

@@ -9,6 +9,7 @@ import typer
 from nubes.cli import (
     apps,
     calls,
+    chaos,
     chat,
     coldstart,
     logs,
@@ -68,6 +69,7 @@ app.command()(replays.why)
 app.command("try")(replays.try_policy)
 app.command()(replays.papers)
 app.command()(replays.reproduce)
+app.command()(chaos.chaos)
 app.add_typer(calls.group, name="call")
 app.add_typer(apps.group, name="app")
 app.add_typer(chat.group, name="llm")

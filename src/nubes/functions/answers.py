@@ -47,6 +47,13 @@ def resolve(c: State, call: Call, status: str, reason: str, output: bytes, now: 
         del c.keys[call.asked, call.key]
 
 
+def forget(c: State, call: Call) -> None:
+    """It was never accepted: the next call with its key is the first one."""
+    c.results.pop(call.id, None)
+    if c.keys.get((call.asked, call.key)) == call.id:
+        del c.keys[call.asked, call.key]
+
+
 def _forget(c: State, now: float) -> None:
     """Drops answers that are too old or too many; they stand in order of time."""
     while c.results:

@@ -136,7 +136,7 @@ class Session:
 
     def _not_kept(self, call: int, why: str) -> None:
         """The call could not be written down: it is withdrawn, and the client told that it was not accepted."""
-        self.plane.feed(e.Cancelled(call, True))
+        self.plane.feed(e.Cancelled(call, terminate=True, refused=True))
         self.result(call, FAILED, f"unavailable: {why} The call was not accepted.", b"")
 
     def _fetch(self, call: int, wait: bool) -> None:
