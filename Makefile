@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format papers docs bench clean
+.PHONY: help install demo test test-slow chaos check format papers docs bench clean
 .DELETE_ON_ERROR:
 
 help:  ## Show what there is
@@ -23,6 +23,13 @@ test: $(VENV)/.dev  ## Run the tests
 
 test-slow: $(VENV)/.dev  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+MINUTES ?= 5
+SEED ?= 0
+MACHINES ?= 2
+
+chaos: $(VENV)/.dev  ## Break a cloud for MINUTES and audit what it promised (SEED, MACHINES)
+	$(BIN)/nubes chaos --minutes $(MINUTES) --seed $(SEED) --machines $(MACHINES)
 
 check: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .

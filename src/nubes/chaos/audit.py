@@ -94,7 +94,7 @@ class _Calls:
         for run in evidence.runs:
             self.runs[run.token].append(run)
         crashes = [fault for fault in evidence.faults if fault.kind == "kill-plane"]
-        stalls = [f for f in evidence.faults if f.kind in ("full-disk", "slow-disk", "stop-plane")]
+        stalls = [f for f in evidence.faults if f.kind in ("full-disk", "slow-disk", "stop-plane", "stop-plane-long")]
         self.lossy = [(_began(crash.at_s, stalls) - TAIL_S, crash.at_s) for crash in crashes]
         kills = [f.at_s for f in evidence.faults if f.kind in ("kill-instance", "kill-parent", "kill-agent")]
         self.unwritten_losses = sum(any(a <= at <= b for a, b in self.lossy) for at in kills)

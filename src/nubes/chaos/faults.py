@@ -52,8 +52,7 @@ class Breaker:
         if begun is None:
             return  # there was nobody to do it to
         what, undo = begun
-        kind = fault.kind.removesuffix("-long")
-        self.done.append(Broken(kind, at, time.monotonic() + fault.lasts_s, what))
+        self.done.append(Broken(fault.kind, at, time.monotonic() + fault.lasts_s, what))
         if undo is not None:
             self._under_way.append((at + fault.lasts_s, undo))
 
