@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,4 +70,16 @@ def test_nothing_is_lost(tmp_path: Path, machines: int, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_is_lost_in_minutes(tmp_path: Path, seed: int) -> None:
     report = held(tmp_path / "run", seed, 180.0, 2)
+    assert report.findings == []
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_with_a_database(
+    tmp_path: Path, postgres: Any, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    plan = Plan(clients=3, seed=21, database=postgres.new(), objects="s3://nubes/chaos")
+    report = run(tmp_path / "run", plan, 45.0, 0.6, tell=print)
+    assert report.faults
     assert report.findings == []

@@ -46,7 +46,7 @@ def run(
     if plant:
         plants.check(plant)
     cloud = Cloud(folder, replace(plan, entry="nubes.chaos.early") if plant == plants.EARLY else plan)
-    findings: list[Finding] = []
+    keep = True
     try:
         cloud.start()
         possible, impossible = faults.possible(cloud)
@@ -68,9 +68,10 @@ def run(
         counts = Counter(fault.kind for fault in breaker.done)
         twice = journal.overlapping(evidence.runs)
         findings = audit(evidence)
+        keep = bool(findings)
         return Report(evidence, findings, counts, impossible, took, twice, plant, cloud.isolated)
     finally:
-        cloud.close(keep=bool(findings))
+        cloud.close(keep)
 
 
 def pause(cloud: Cloud, breaker: faults.Breaker, seconds: float, tell: Callable[[str], None] = lambda _: None) -> None:
