@@ -1,6 +1,7 @@
-"""State that tests run on: the data folder, which is the default, or PostgreSQL and S3.
+"""What tests run on: this machine and its data folder, which is the default, PostgreSQL and S3, or Ray.
 
-A module that says `STATES = ("folder", "servers")` has all its tests that start a control plane run on both.
+A module that says `STATES = ("folder", "servers", "ray")` has all its tests that start a control plane run on each:
+in a data folder, on PostgreSQL and S3, and on a Ray cluster of two nodes. `SLOW_STATES` are for `make test-slow`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ _numbers = itertools.count()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    states = getattr(metafunc.module, "STATES", ())
+    states = list(getattr(metafunc.module, "STATES", ()))
+    slow = getattr(metafunc.module, "SLOW_STATES", ())
+    if slow and not states:
+        states.append("folder")
+    states += [pytest.param(state, marks=pytest.mark.slow) for state in slow]
     if states and "state" in metafunc.fixturenames:
         metafunc.parametrize("state", states, indirect=True, scope="module")
 

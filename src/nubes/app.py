@@ -66,6 +66,8 @@ class App:
         max_instances=0         how many there may be; 0: no limit
         buffer_instances=0      how many idle ones stand by
         keep_alive              the keep-alive policy, e.g. "hybrid-histogram"
+        balancing               which instance takes a call, e.g. "prequal"
+        hedging, idempotent     copies of late calls, e.g. "tail-at-scale"; only if a call may run twice
         scaledown_window        "5m" is short for keep_alive="fixed-window(keep=5m)"
         max_queued=100000       how many calls may wait; more are refused with Overloaded
         single_use=False        every call gets an instance of its own

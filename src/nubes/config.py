@@ -49,6 +49,8 @@ SETTINGS = (
     Setting("queueing", str, "", "the queueing policy"),
     Setting("cold-start", str, "", "the cold-start policy"),
     Setting("placement", str, "", "the placement policy"),
+    Setting("balancing", str, "", "which instance takes a call: the balancing policy"),
+    Setting("hedging", str, "", "copies of late calls of idempotent functions: the hedging policy"),
     Setting("cpu", float, 0.0, "CPU cores to give out; 0: all there are"),
     Setting("database", str, "", "postgresql://... for the log, dicts, queues and secrets; empty: the data folder"),
     Setting("objects", str, "", "s3://bucket/prefix for large arguments and results; empty: the data folder"),
@@ -57,7 +59,7 @@ SETTINGS = (
     Setting("agents", str, "", "HOST:PORT where agents of other machines may join; empty: nowhere"),
     Setting("memory", str, "", 'memory to give out, e.g. "8GiB"; empty: most of what there is'),
 )
-POLICIES = ("keep-alive", "queueing", "cold-start", "placement")
+POLICIES = ("keep-alive", "queueing", "cold-start", "placement", "balancing", "hedging")
 
 
 def user_file() -> Path:

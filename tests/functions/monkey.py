@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from heapq import heappop, heappush
 from math import inf
@@ -34,10 +34,11 @@ from nubes.functions.state import RETRIES
 from nubes.kernel import policy as registry
 from nubes.kernel.message import Codec
 from nubes.kernel.policy import decision, policies, policy
+from nubes.serving.seams import Balancing, Hedging, Probe, ReplicaView
 
 MIB = 1 << 20
 CODEC = Codec(e.EVENTS)
-SEAMS = ("keep-alive", "queueing", "cold-start", "placement")
+SEAMS = ("keep-alive", "queueing", "cold-start", "placement", "balancing", "hedging")
 OURS = ("monkey", "monkey-limits")
 
 
@@ -109,8 +110,48 @@ def monkey_policies() -> Iterator[None]:
         def worth(self, node: NodeView, now: float) -> float:
             return float(self.dice.roll(5))
 
-    made = [(c.seam, c.name) for c in (MonkeyKeepAlive, MonkeyQueue, MonkeyTree)]
-    for cls in (MonkeyKeepAlive, MonkeyQueue, MonkeyTree):  # so that they can be pickled
+    @policy("monkey")
+    class MonkeyBalancing(Balancing):
+        poll_s = 1.0
+
+        def __init__(self) -> None:
+            self.dice = _Dice()
+            self.running: dict[int, int] = {}
+
+        def probes(self, replicas: Sequence[ReplicaView], now: float) -> Sequence[ReplicaView]:
+            return [replica for replica in replicas if self.dice.roll(2)]
+
+        def choose(self, replicas: Sequence[ReplicaView], now: float, answers: Sequence[Probe] = ()) -> ReplicaView:
+            return replicas[self.dice.roll(len(replicas))]
+
+        def shadow(self, replicas: Sequence[ReplicaView], now: float) -> ReplicaView | None:
+            return replicas[self.dice.roll(len(replicas))] if self.dice.roll(3) == 0 else None
+
+        def sent(self, replica: ReplicaView, now: float) -> None:
+            self.running[replica.id] = self.running.get(replica.id, 0) + 1
+
+        def answered(self, replica: ReplicaView, ok: bool, latency_s: float, now: float) -> None:
+            self.running[replica.id] = self.running.get(replica.id, 0) - 1
+
+        def left(self, replica: ReplicaView) -> None:
+            self.running.pop(replica.id, None)
+
+    @policy("monkey")
+    class MonkeyHedging(Hedging):
+        copies = 2
+
+        def __init__(self) -> None:
+            self.dice = _Dice()
+
+        def delay_s(self, now: float) -> float:
+            return (0.001, 0.5, inf)[self.dice.roll(3)]
+
+        def spend(self, now: float) -> float:
+            return (now, now, now + 0.3, inf)[self.dice.roll(4)]
+
+    ours = (MonkeyKeepAlive, MonkeyQueue, MonkeyTree, MonkeyBalancing, MonkeyHedging)
+    made = [(c.seam, c.name) for c in ours]
+    for cls in ours:  # so that they can be pickled
         cls.__qualname__ = cls.__name__
         globals()[cls.__name__] = cls
     try:
@@ -158,6 +199,7 @@ class Monkey:
         self.machines: dict[int, bool] = {0: True}  # -> whether it takes anything
         self.node_machine: dict[int, int] = {}
         self.calls: dict[int, e.Submitted] = {}  # accepted, not resolved
+        self.copies = 0  # calls that were sent to a second instance
         self.gone: set[int] = set()  # resolved
         self.last = 0  # id of the newest call
         self.events: list[tuple[float, Any]] = []
@@ -352,6 +394,9 @@ class Monkey:
             environment=r.choice(["", "env"]),
             single_use=single,
             criticality=r.randrange(3),
+            balancing=r.choice(["", "", *self.names.get("balancing", ["monkey"])]),
+            hedging=r.choice(["", "", *self.names.get("hedging", ["monkey"])]),
+            idempotent=r.random() < 0.5,
         )
 
     def deploy(self) -> None:
@@ -486,6 +531,7 @@ class Monkey:
         for f in self.c.functions.values():
             if f.held_s < inf:
                 yield f.held_s, ("serve", f.name)
+        yield from ((at, ("hedge", call)) for call, at in self.c.late.items())
         for name, at in self.c.due.items():
             yield at, (f"schedule/{self.c.apps[name.partition('/')[0]][0]}", name)
 
@@ -513,7 +559,14 @@ class Monkey:
             process = self.processes.get(command.instance)
             if process is None or not process.ready:
                 wrong = "dispatched to an instance that is not there"
+            elif process.calls & set(command.calls):
+                wrong = "dispatched to an instance that runs it already"
             else:
+                running = {id for p in self.processes.values() for id in p.calls}
+                elsewhere = {id for id in command.calls if id in running and (id in self.calls or id >= INNER_CALLS)}
+                if bool(elsewhere) != command.copy:
+                    wrong = f"calls {elsewhere} run elsewhere"
+                self.copies += command.copy
                 process.calls |= set(command.calls)
             for i, id in enumerate(command.calls):
                 call = self.calls.get(id)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from nubes.functions import deployments
@@ -19,7 +20,7 @@ from nubes.functions.spec import FunctionSpec
 from nubes.kernel.fingerprint import fingerprint
 from nubes.kernel.log import Log
 
-from .monkey import CODEC, Monkey, monkey_policies
+from .monkey import CODEC, MIB, Monkey, monkey_policies
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,24 @@ def test_policies_that_decide_by_dice(block: int) -> None:
     names = {"keep-alive": ["monkey"], "queueing": ["monkey-limits", "fifo"], "cold-start": ["monkey"]}
     for seed in range(block * 20, block * 20 + 20):
         Monkey(10_000 + seed, names).run(300)
+
+
+class Twice(Monkey):
+    """Its functions may run twice, and often do."""
+
+    def spec(self, name: str) -> FunctionSpec:
+        made = super().spec(name)
+        room = 1 if made.batching or made.single_use else self.r.choice([1, 5])
+        return msgspec.structs.replace(
+            made, idempotent=True, balancing=self.r.choice(["", "monkey", "tail-at-scale"]), hedging="monkey",
+            min_instances=3, max_instances=0, concurrency=room, cpu=0.1, memory_bytes=MIB,
+        )  # fmt: skip
+
+
+def test_calls_that_run_twice() -> None:
+    names = {"keep-alive": ["no-unload"], "queueing": ["fifo", "monkey-limits"], "cold-start": ["monkey"]}
+    copies = sum(Twice(30_000 + seed, names).run(300).copies for seed in range(40))
+    assert copies > 100
 
 
 def test_parameterisations_that_are_soon_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from nubes.drivers.local.state import read
 from nubes.functions import events as e
 from nubes.kernel.message import Codec
 
-STATES = ("folder", "servers")
+STATES = ("folder", "servers", "ray")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,6 +15,8 @@ from real import status, until
 
 import nubes
 
+STATES = ("folder", "ray")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def running(plane: Path) -> Iterator[None]:

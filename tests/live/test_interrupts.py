@@ -14,6 +14,8 @@ from real import script, status, until
 
 import nubes
 
+SLOW_STATES = ("ray",)
+
 CLIENT = "import calls_app as a, nubes\na.app.deployment.attach()\n"
 
 
@@ -58,7 +60,7 @@ def test_ctrl_c_leaves_a_spawned_call_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_ends_an_embedded_cloud_too(times: int, tmp_path: Path) -> None:
+def test_ctrl_c_ends_an_embedded_cloud_too(times: int, tmp_path: Path, one_machine: None) -> None:
     """A program with a cloud of its own, interrupted in a call of an instance that takes its time to stop."""
     path = tmp_path / "call"
     text = (

@@ -13,6 +13,8 @@ from real import status, until
 
 import nubes
 
+SLOW_STATES = ("ray",)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def running(plane: Path) -> Iterator[None]:
@@ -107,7 +109,7 @@ def test_a_leak_of_descriptors(bystander: None) -> None:
     assert "Too many open files" in app.open_many.remote()
 
 
-def test_nothing_is_left_of_a_control_plane_that_is_killed(tmp_path: Path) -> None:
+def test_nothing_is_left_of_a_control_plane_that_is_killed(tmp_path: Path, one_machine: None) -> None:
     from real import script
 
     process = script(
@@ -130,7 +132,7 @@ def test_nothing_is_left_of_a_control_plane_that_is_killed(tmp_path: Path) -> No
     process.communicate("", timeout=20)
 
 
-def test_nothing_is_left_when_the_client_of_an_embedded_cloud_is_killed(tmp_path: Path) -> None:
+def test_nothing_is_left_when_the_client_of_an_embedded_cloud_is_killed(tmp_path: Path, one_machine: None) -> None:
     from real import script
 
     process = script(

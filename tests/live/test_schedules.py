@@ -17,6 +17,8 @@ import nubes
 from nubes.drivers.local import logstore
 from nubes.drivers.local.unattended import report
 
+SLOW_STATES = ("ray",)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def folder(plane: Path) -> Path:

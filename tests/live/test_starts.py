@@ -16,6 +16,8 @@ from real import until
 from nubes import client
 from nubes.kernel.errors import InstanceDied
 
+SLOW_STATES = ("ray",)
+
 
 def turn(value: str) -> None:
     client.connect().ask("secret_put", name="turning", values={"STARTS_TOKEN": value}, allow_existing=True)
@@ -89,7 +91,9 @@ print(small, large, os.read(read, 1)[0], held == [bytes(200)] * 300_000)
     assert out[2:] == ["0", "True"]
 
 
-def test_what_a_module_prints_while_it_is_imported_is_in_its_functions_log(plane: Path, tmp_path: Path) -> None:
+def test_what_a_module_prints_while_it_is_imported_is_in_its_functions_log(
+    plane: Path, tmp_path: Path, one_machine: None
+) -> None:
     script = tmp_path / "says.py"
     script.write_text(
         "import nubes\napp = nubes.App('says')\nprint('imported here')\n"

@@ -13,6 +13,8 @@ import pytest
 import tree_app as app
 from real import APPS, started, status
 
+SLOW_STATES = ("ray",)
+
 POLICIES = ["catalyzer", "seuss", "sock", "sand", "zygote", "flat-zygote", "fresh"]
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 

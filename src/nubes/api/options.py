@@ -40,6 +40,9 @@ def options(
     quota: str = "reserved",
     quota_cpu: float = 0.0,
     deadline: str | float = 0,
+    balancing: str = "",
+    hedging: str = "",
+    idempotent: bool = False,
     min_containers: int = 0,
     max_containers: int = 0,
     buffer_containers: int = 0,
@@ -65,10 +68,17 @@ def options(
         raise UsageError(f"quota={quota!r} is unknown.", 'It is "reserved" or "opportunistic".')
     if scaledown_window is not None:
         keep_alive = f"fixed-window(keep={seconds(scaledown_window, 'scaledown_window'):g}s)"
-    if keep_alive and is_local():
-        from nubes.kernel.policy import make
+    if is_local():
+        for seam, text in (("keep-alive", keep_alive), ("balancing", balancing), ("hedging", hedging)):
+            if text:
+                from nubes.kernel.policy import make
 
-        make("keep-alive", keep_alive)  # a wrong name is an error where it is written
+                make(seam, text)  # a wrong name is an error where it is written
+    if hedging and not idempotent:
+        raise UsageError(
+            f"hedging={hedging!r} runs some calls twice.",
+            "Say idempotent=True if this does no harm; else leave it out.",
+        )
     return {
         "own_name": name,
         "cpu": float(cpu_request),
@@ -90,6 +100,9 @@ def options(
         "quota": quota,
         "quota_cpu": quota_cpu,
         "deadline_s": seconds(deadline, "deadline"),
+        "balancing": balancing,
+        "hedging": hedging,
+        "idempotent": idempotent,
         "image": image,
         "secrets": tuple(secrets),
         "volumes": dict(volumes or {}),

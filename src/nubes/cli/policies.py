@@ -18,7 +18,9 @@ group = typer.Typer(
 
 @group.command("set")
 def set_(
-    seam: Annotated[str, typer.Argument(metavar="SEAM", help="keep-alive, queueing, cold-start or placement.")],
+    seam: Annotated[
+        str, typer.Argument(metavar="SEAM", help="keep-alive, queueing, cold-start, placement, balancing or hedging.")
+    ],
     policy: Annotated[
         str, typer.Argument(metavar="POLICY", help="A name, or a name with arguments: fixed-window(keep=10m).")
     ],

@@ -36,6 +36,8 @@ def up(
     queueing: Annotated[str | None, typer.Option(help="The queueing policy.")] = None,
     cold_start: Annotated[str | None, typer.Option(help="The cold-start policy.")] = None,
     placement: Annotated[str | None, typer.Option(help="The placement policy, for several machines.")] = None,
+    balancing: Annotated[str | None, typer.Option(help="The balancing policy: which instance takes a call.")] = None,
+    hedging: Annotated[str | None, typer.Option(help="The hedging policy, for idempotent functions.")] = None,
     cpu: Annotated[float | None, typer.Option(help="CPU cores to give out.", show_default="all")] = None,
     memory: Annotated[
         str | None, typer.Option(help='Memory to give out, e.g. "8GiB".', show_default="most of it")
@@ -66,6 +68,8 @@ def up(
         queueing=queueing,
         cold_start=cold_start,
         placement=placement,
+        balancing=balancing,
+        hedging=hedging,
         cpu=cpu,
         memory=memory,
         database=database,

@@ -6,9 +6,10 @@ from nubes.functions import events as e
 from nubes.functions.answers import forget, known, leave, resolve
 from nubes.functions.deployments import pool, remove
 from nubes.functions.events import CANCELLED, FAILED, SUCCEEDED
+from nubes.functions.hedging import late, places, recall, retract
 from nubes.functions.instances import stop
 from nubes.functions.queues import unqueue
-from nubes.functions.serving import after_stop, arrived, freed, offer, released
+from nubes.functions.serving import after_stop, arrived, copy_to, freed, offer, released
 from nubes.functions.state import RETRIES, WAITS, Call, State
 
 SMOOTHING = 0.2  # weight of the newest sample in moving averages
@@ -36,28 +37,49 @@ def submitted(c: State, event: e.Submitted, now: float) -> None:
 
 def finished(c: State, event: e.Finished, now: float) -> None:
     instance = c.instances.get(event.instance)
-    if instance is None or instance.calls.pop(event.call, None) is None:
+    if instance is None or (since := instance.calls.pop(event.call, None)) is None:
         return  # its instance was given up before the answer came
     f = instance.function
+    call = c.calls.get(event.call)
+    if f.replicas is not None:
+        ok = event.ok or call is None  # who was called back did nothing wrong
+        f.replicas.ended(instance, event.call, ok, now - since, event.exec_s, now)
     instance.load -= 1
     f.last_end_s = now
     f.exec_s += (event.exec_s - f.exec_s) * (SMOOTHING if f.exec_s else 1.0)
     if c.queueing.limits:
         c.queueing.finished(f, event.ok, event.exec_s, event.backpressure, now)
-    call = c.calls.get(event.call)
-    if call is None:
+    if call is None or (call.copies and _copy_ended(c, call, event, now)):
         freed(c, instance, now)
     elif event.ok and call.route:
         freed(c, instance, now)
         _forward(c, call, event.output, now)
     else:
         if event.ok:
+            if f.replicas is not None and f.replicas.hedging is not None:
+                f.replicas.hedging.answered(now - call.started_s, now)
             resolve(c, call, SUCCEEDED, "", event.output, now)
         elif call.attempt <= f.spec.retries.max_retries:
             retry(c, call, now)
         else:
             resolve(c, call, FAILED, "", event.output, now)
         freed(c, instance, now)
+
+
+def _copy_ended(c: State, call: Call, event: e.Finished, now: float) -> bool:
+    """One of several instances is done with a call; returns whether it runs on elsewhere, as this one failed."""
+    if event.ok:
+        recall(c, call, event.instance)
+        return False
+    return retract(call, event.instance)
+
+
+def hedge_timer(c: State, id: int, now: float) -> None:
+    """A call is late, unless it was answered meanwhile: another instance gets a copy, if one may."""
+    call = c.calls.get(id)
+    instance = late(c, call, id, now)
+    if instance is not None and call is not None:
+        copy_to(c, instance, call, now)
 
 
 def _forward(c: State, call: Call, output: bytes, now: float) -> None:
@@ -117,12 +139,13 @@ def _withdraw(c: State, calls: list[Call], terminate: bool, now: float) -> None:
     for call in calls:
         resolve(c, call, CANCELLED, "The call was cancelled.", b"", now)
     for call in calls:
-        instance = c.instances.get(call.instance)
-        if instance is None:
-            continue
-        if instance.load == 1 or terminate or call.function.room == 1:
-            stop(c, instance, "its call was cancelled", now, kill=True)
-        else:
-            c.out.append(e.Interrupt(instance.id, call.id))
+        for id in places(call):
+            instance = c.instances.get(id)
+            if instance is None:
+                continue
+            if instance.load == 1 or terminate or call.function.room == 1:
+                stop(c, instance, "its call was cancelled", now, kill=True)
+            else:
+                c.out.append(e.Interrupt(instance.id, call.id))
     for f in functions.values():
         after_stop(c, f, now)

@@ -9,6 +9,7 @@ from nubes.functions.answers import disconnect
 from nubes.functions.deployments import keep_alive_of, pools, remove, set_due, stand_ready, start_ticking
 from nubes.functions.instances import drop, fall_idle
 from nubes.functions.queues import enqueue, refill, waiting
+from nubes.functions.replicas import replicas_of
 from nubes.functions.seams import KeepAlive
 from nubes.functions.serving import line_up, released, serve
 from nubes.functions.state import Function, State
@@ -33,6 +34,11 @@ def policy_set(c: State, event: e.PolicySet, now: float) -> None:
         start_ticking(c, now)
     elif event.seam == "placement":
         c.placement = c._make("placement", event.policy)
+    elif event.seam in ("balancing", "hedging"):
+        setattr(c, event.seam, c._make(event.seam, event.policy))
+        for f in c.functions.values():
+            if not getattr(f.spec, event.seam):
+                f.replicas = replicas_of(c, f.spec)
     elif event.seam == "cold-start":
         c.tree.policy = c._make("cold-start", event.policy)
     released(c, now)
@@ -50,6 +56,7 @@ def _switch(c: State, f: Function, policy: KeepAlive, now: float) -> None:
 def restarted(c: State, event: e.Restarted, now: float) -> None:
     """Durable calls start over, whatever state they were in; schedules and ticks go on. Other machines join anew."""
     c.tree.clear()
+    c.late.clear()
     for id in [id for id in c.machines if id]:
         del c.machines[id]
         c.tree.forget(id)
@@ -65,6 +72,7 @@ def restarted(c: State, event: e.Restarted, now: float) -> None:
         refill(c, f, [])
         f.failures, f.held_s = 0, inf
     for call in c.calls.values():
+        call.copies = ()
         enqueue(c, call.function, call)
     line_up(c, now)
     released(c, now)

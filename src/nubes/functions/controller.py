@@ -35,6 +35,8 @@ def timer(c: State, event: e.TimerFired, now: float) -> None:
         calls.retry_timer(c, id, now)
     elif kind == "tick":
         _tick(c, id, now)
+    elif kind == "hedge":
+        calls.hedge_timer(c, id, now)
     elif kind == "prewarm":
         lifecycle.prewarm_timer(c, id, int(number), now)
     elif kind == "schedule":

@@ -10,6 +10,7 @@ from nubes.functions.answers import resolve
 from nubes.functions.events import CANCELLED
 from nubes.functions.instances import stop
 from nubes.functions.queues import refill
+from nubes.functions.replicas import replicas_of, verify_replicas
 from nubes.functions.seams import KeepAlive
 from nubes.functions.serving import ensure, released, serve
 from nubes.functions.spec import FunctionSpec
@@ -34,6 +35,7 @@ def pool(c: State, name: str, variant: str, now: float) -> Function | None:
         if variant:
             drop_idle_variants(c, now)
         f = Function(name + variant, spec, variant, c.apps[app(name)][0], keep_alive_of(c, spec))
+        f.replicas = replicas_of(c, spec)
         refill(c, f, [])
         c.functions[f.name] = f
     return f
@@ -78,6 +80,7 @@ def keep_alive_of(c: State, spec: FunctionSpec) -> KeepAlive:
 def verify(spec: FunctionSpec) -> None:
     """Raises `UsageError` on what no cloud could carry out: to be asked before a deployment is logged."""
     make("keep-alive", spec.keep_alive or None)
+    verify_replicas(spec)
     if spec.schedule is not None:
         calendar.next_time(spec.schedule, 0.0)
     if spec.concurrency < 1 or (spec.batching is not None and spec.batching.max_batch_size < 1):
@@ -113,6 +116,7 @@ def _replace(c: State, f: Function, spec: FunctionSpec, version: int, now: float
     for instance in [i for i in f.instances.values() if not i.load]:
         stop(c, instance, "a newer version is deployed", now)
     memory_bytes, cpu = f.spec.memory_bytes, f.cpu
+    f.replicas = replicas_of(c, spec)
     f.become(spec, version, keep_alive_of(c, spec))
     f.failures = 0
     for instance in f.instances.values():  # what they hold is accounted at the new size from here on

@@ -223,6 +223,7 @@ class Dispatch(Command, frozen=True):
     hop: bool = False  # the input is the output of the step before
     inputs: tuple[bytes, ...] = ()
     batch: bool = False
+    copy: bool = False  # another instance runs it already
 
 
 class Resolve(Command, frozen=True):

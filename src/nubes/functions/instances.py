@@ -9,6 +9,7 @@ import msgspec
 
 from nubes.functions.answers import resolve
 from nubes.functions.events import FAILED, Drained, SetTimer, StopInstance
+from nubes.functions.hedging import places, retract
 from nubes.functions.queues import enqueue, head
 from nubes.functions.state import Function, Instance, Machine, State
 
@@ -178,6 +179,8 @@ def drop(c: State, instance: Instance, now: float) -> None:
         m.cpu_used -= f.cpu
     else:
         f.idle -= 1
+    if f.replicas is not None:
+        f.replicas.left(instance)
     if c.queueing.limits:
         for started in instance.calls.values():
             c.queueing.finished(f, False, now - started, "", now)
@@ -190,9 +193,11 @@ def requeue(
 
     A durable call that lost too many instances gets an error, as it may be what ends them; not if it is not `guilty`.
     """
-    calls = [c.calls[id] for id in instance.calls if id in c.calls and c.calls[id].instance == instance.id]
+    calls = [c.calls[id] for id in instance.calls if id in c.calls and instance.id in places(c.calls[id])]
+    first = calls[0] if calls else None
+    calls = [call for call in calls if not retract(call, instance.id)]  # others run on elsewhere
     for call in reversed(calls):
-        began = counts and (call is calls[0] or not one_by_one(instance.function))
+        began = counts and (call is first or not one_by_one(instance.function))
         retries = call.function.spec.retries.max_retries
         call.losses += began and (guilty or not call.keep)
         if call.losses > (max(LOSSES, retries) if call.keep else retries):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from nubes.functions.instances import SHORT
 from nubes.functions.queues import waiting
 from nubes.functions.serving import MOST_AHEAD, covered
-from nubes.functions.state import RETRIES, WAITS, Function, Instance, State
+from nubes.functions.state import RETRIES, WAITS, Call, Function, Instance, State
 
 
 def check(controller: State) -> list[str]:
@@ -21,6 +21,7 @@ def check(controller: State) -> list[str]:
         *_machines(controller),
         *_progress(controller),
         *_tree(controller),
+        *_replicas(controller),
     ]
 
 
@@ -101,6 +102,7 @@ def _calls(c: State) -> Iterator[str]:
             instance = c.instances.get(call.instance)
             if instance is None or call.id not in instance.calls:
                 yield f"call {call.id}: runs on instance {call.instance}, which does not run it"
+        yield from _copies(c, call)
     for (name, key), id in c.keys.items():
         first = c.calls.get(id)
         if not key or (first is not None and (first.key, first.asked) != (key, name)):
@@ -108,6 +110,34 @@ def _calls(c: State) -> Iterator[str]:
     aliases = {other: call.id for call in c.calls.values() for other in call.also}
     if aliases != c.aliases:
         yield f"aliases: {c.aliases}, but calls say {aliases}"
+
+
+def _copies(c: State, call: Call) -> Iterator[str]:
+    """A call runs on several instances only if it may, and on each once."""
+    if not call.copies:
+        return
+    where = (call.instance, *call.copies)
+    if call.instance <= 0 or len(set(where)) < len(where):
+        yield f"call {call.id}: runs on {where}"
+    if not call.function.spec.idempotent or call.hop or call.route:
+        yield f"call {call.id}: runs on {where}, but may run only once"
+    for id in call.copies:
+        if id not in c.instances or call.id not in c.instances[id].calls:
+            yield f"call {call.id}: has a copy on instance {id}, which does not run it"
+
+
+def _replicas(c: State) -> Iterator[str]:
+    for f in c.functions.values():
+        if f.replicas is None:
+            continue
+        for id, replica in f.replicas.known.items():
+            if f.instances.get(id) is not replica.instance:
+                yield f"{f.name}: knows replica {id}, which is gone"
+            elif replica.view.rif != replica.instance.load:
+                yield f"{f.name}: replica {id} has {replica.view.rif} in flight, its instance {replica.instance.load}"
+        for call, id in f.replicas.shadows.items():
+            if id not in f.instances or call not in f.instances[id].calls:
+                yield f"{f.name}: instance {id} does not run the shadow of call {call}"
 
 
 def _machines(c: State) -> Iterator[str]:

@@ -8,6 +8,7 @@ from nubes.functions import events as e
 from nubes.functions.answers import resolve
 from nubes.functions.calls import SMOOTHING, retry
 from nubes.functions.events import TIMED_OUT
+from nubes.functions.hedging import retract
 from nubes.functions.instances import drained, drop, one_by_one, requeue, start, stop, wake, wanted
 from nubes.functions.serving import START_FAILURES, after_stop, ensure, fail_waiting, freed, released
 from nubes.functions.state import Instance, State
@@ -89,7 +90,7 @@ def _timed_out(c: State, instance: Instance, now: float) -> None:
     running = list(instance.calls.items())
     for id, started in running[:1] if one_by_one(f) else running:
         call = c.calls.get(id)
-        if call is None or now < started + f.spec.timeout_s:
+        if call is None or now < started + f.spec.timeout_s or retract(call, instance.id):
             continue
         if call.attempt <= f.spec.retries.max_retries:
             retry(c, call, now)

@@ -7,8 +7,10 @@ from math import inf
 
 from nubes.functions.answers import resolve
 from nubes.functions.events import COLD, DELAYED, FAILED, WARM, Dispatch, SetTimer
+from nubes.functions.hedging import look_later, may_copy, others
 from nubes.functions.instances import SHORT, fall_idle, fits, start, stop, wait_short, wake, wanted
 from nubes.functions.queues import enqueue, head, take
+from nubes.functions.replicas import Replicas
 from nubes.functions.state import Call, Function, Instance, Machine, State
 from nubes.kernel.units import show_bytes
 
@@ -29,7 +31,7 @@ def offer(c: State, f: Function, call: Call, now: float) -> None:
     """A free instance takes a call that comes, or comes again; or it waits."""
     free = f.open and covered(f) and f.spec.batching is None and not c.queueing.limits
     if free and not (c.blocked and _passes(c, f, call, now)):
-        instance = _open(c, f, call)
+        instance = _open(c, f, call, now)
         if instance is not None:
             del f.open[instance.id]
             dispatch(c, instance, (call,), WARM, now)
@@ -51,7 +53,7 @@ def serve(c: State, f: Function, now: float) -> None:
         own = covered(f)  # calls wait for starts of their own: only an instance that is new may take one
         if own and all(_used(i, now) for i in f.open.values()):
             return
-        instance = _open(c, f, first, now if own else -inf)
+        instance = _open(c, f, first, now, now if own else -inf)
         if instance is None:
             if len(c.machines) == 1:
                 block(c, f, now)
@@ -90,17 +92,20 @@ def serve(c: State, f: Function, now: float) -> None:
         block(c, f, now)
 
 
-def _open(c: State, f: Function, call: Call, new_s: float = -inf) -> Instance | None:
+def _open(c: State, f: Function, call: Call, now: float, new_s: float = -inf) -> Instance | None:
     """The instance that takes `call`: the last in is the first out, and nearest to its input if there are machines.
 
-    None if all that have room are idle on machines whose CPU is in use. `new_s`: only one that is new at this time.
+    A balancing policy chooses in place of this if there is one. None if all that have room are idle on machines whose
+    CPU is in use. `new_s`: only one that is new at this time.
     """
-    if len(c.machines) == 1 and new_s == -inf:
+    if len(c.machines) == 1 and new_s == -inf and f.replicas is None:
         instance = next(reversed(f.open.values()))
         return instance if instance.load or instance.machine.cpu_used + f.cpu <= instance.machine.cpu else None
     able = [i for i in reversed(f.open.values()) if i.load or i.machine.cpu_used + f.cpu <= i.machine.cpu]
     if new_s > -inf:
         able = [i for i in able if not _used(i, new_s)]
+    if f.replicas is not None and f.replicas.balancing is not None:
+        return f.replicas.pick(able, now) if able else None
     if call.near and able:
         there = dict(call.near)
         return max(able, key=lambda i: there.get(i.machine.id, 0))
@@ -160,18 +165,28 @@ def _hold(c: State, f: Function, at: float) -> None:
         c.out.append(SetTimer(at, ("serve", f.name)))
 
 
-def dispatch(c: State, instance: Instance, calls: tuple[Call, ...], how: int, now: float) -> None:
-    """Hands calls to an instance that was taken out of the open ones; it is put back if it has room left."""
+def dispatch(
+    c: State, instance: Instance, calls: tuple[Call, ...], how: int, now: float, copy: bool = False
+) -> None:  # fmt: skip
+    """Hands calls to an instance that was taken out of the open ones; it is put back if it has room left.
+
+    `copy`: another instance runs them already.
+    """
     f, id = instance.function, instance.id
     spec, count = f.spec, len(calls)
+    if f.replicas is not None:
+        f.replicas.of(instance)
     if not instance.load:
         f.idle -= 1
         f.busy += 1
         instance.machine.cpu_used += f.cpu
     first = calls[0]
     for call in calls:
-        call.instance = id
-        call.started_s = now
+        if copy:
+            call.copies += (id,)
+        else:
+            call.instance = id
+            call.started_s = now
         instance.calls[call.id] = now
     instance.load += count
     if instance.load < f.room:
@@ -182,20 +197,49 @@ def dispatch(c: State, instance: Instance, calls: tuple[Call, ...], how: int, no
     instance.expire_s = inf
     if deadline < instance.wake_s:
         wake(c, instance, deadline)
-    f.keep_alive.dispatched(instance, how, now - first.arrived_s, now)
+    f.keep_alive.dispatched(instance, how, 0.0 if copy else now - first.arrived_s, now)
     if c.queueing.limits:
         for _ in calls:
             c.queueing.issued(f, now)
     batch = spec.batching is not None
     if count == 1:
         inputs: tuple[bytes, ...] = (first.input,) if first.keep else ()
-        c.out.append(Dispatch(id, (first.id,), how, first.method, first.hop, inputs, batch))
+        c.out.append(Dispatch(id, (first.id,), how, first.method, first.hop, inputs, batch, copy))
     else:
         ids = tuple(call.id for call in calls)
         inputs = tuple(call.input for call in calls) if any(call.keep for call in calls) else ()
         c.out.append(Dispatch(id, ids, how, first.method, first.hop, inputs, batch))
+    if f.replicas is not None:
+        _replicated(c, f.replicas, instance, calls, now, copy)
     if spec.buffer_instances:
         ensure(c, f, now)
+
+
+def _replicated(
+    c: State, replicas: Replicas, instance: Instance, calls: tuple[Call, ...], now: float, copy: bool
+) -> None:  # fmt: skip
+    """What balancing and hedging make of calls that were just dispatched."""
+    f, hedging = instance.function, replicas.hedging
+    for call in calls:
+        replicas.sent(instance, call.id, now)
+        if copy:
+            replicas.copies += 1
+        elif hedging is not None:
+            hedging.sent(now)
+    if len(calls) > 1 or not may_copy(calls[0]):  # those that were handed ahead are not late while they wait there
+        return
+    (call,) = calls
+    if not copy and (shadow := replicas.shadow(others(c, f, call), now)) is not None:
+        replicas.shadows[call.id] = shadow.id
+        copy_to(c, shadow, call, now)
+    if hedging is not None and replicas.shadows.get(call.id) != instance.id:
+        look_later(c, replicas, hedging, call, now)
+
+
+def copy_to(c: State, instance: Instance, call: Call, now: float) -> None:
+    """An instance that has room runs a call, too."""
+    del instance.function.open[instance.id]
+    dispatch(c, instance, (call,), WARM, now, copy=True)
 
 
 def freed(c: State, instance: Instance, now: float) -> None:

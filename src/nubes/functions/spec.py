@@ -98,3 +98,6 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
         0.0  # how long after its arrival a call may start; 0: seconds if reserved, 24 h if opportunistic
     )
     trigger: str = "call"  # call | http | timer | queue | ...: what kind of event makes its calls
+    balancing: str = ""  # which instance takes a call, policy text; "": the cloud's
+    hedging: str = ""  # when a call gets a copy on another instance, policy text; "": the cloud's
+    idempotent: bool = False  # may run twice for one call: only then calls are hedged

@@ -8,11 +8,13 @@ from typing import Any
 
 from nubes.cluster.seams import MachineView, Placement, Request
 from nubes.functions.events import Submitted
+from nubes.functions.replicas import Replicas
 from nubes.functions.seams import CallView, ColdStart, FunctionView, InstanceView, KeepAlive, Queueing
 from nubes.functions.spec import FunctionSpec
 from nubes.functions.tree import Tree
 from nubes.kernel.message import Command
 from nubes.kernel.policy import Policy, make
+from nubes.serving.seams import Balancing, Hedging
 
 WAITS, RETRIES = 0, -1  # what stands in for a call's instance while it is queued, or waits to be tried again
 
@@ -21,8 +23,8 @@ class Call(CallView):
     """A call from its arrival until it is resolved."""
 
     __slots__ = (
-        "also", "asked", "function", "hop", "input", "instance", "keep", "key", "losses", "method", "near", "owner",
-        "route", "started_s",
+        "also", "asked", "copies", "function", "hop", "input", "instance", "keep", "key", "losses", "method", "near",
+        "owner", "route", "started_s",
     )  # fmt: skip
 
     def __init__(self, event: Submitted, function: Function, now: float) -> None:
@@ -43,6 +45,7 @@ class Call(CallView):
         self.started_s = 0.0
         self.losses = 0  # instances lost under it
         self.also: tuple[int, ...] = ()  # later calls with the same idempotency key
+        self.copies: tuple[int, ...] = ()  # instances that run it beside `instance`
 
 
 class Machine(MachineView):
@@ -87,7 +90,7 @@ class Function(FunctionView):
 
     __slots__ = (
         "ahead", "app", "blocked", "cpu", "failures", "held_s", "instances", "keep_alive", "last_start_s", "open",
-        "prewarm", "prewarm_s", "request", "room", "short", "variant", "version", "waiting",
+        "prewarm", "prewarm_s", "replicas", "request", "room", "short", "variant", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, name: str, spec: FunctionSpec, variant: str, version: int, keep_alive: KeepAlive) -> None:
@@ -105,6 +108,7 @@ class Function(FunctionView):
         self.prewarm = 0  # counts the pre-warm timers, so that an outdated one is known
         self.prewarm_s = -inf  # when the newest of them fires
         self.failures = 0  # starts in a row that failed
+        self.replicas: Replicas | None = None  # if calls are balanced or hedged by a policy
 
     def become(self, spec: FunctionSpec, version: int, keep_alive: KeepAlive) -> None:
         """Takes the form that a deployment gives it."""
@@ -144,11 +148,15 @@ class State:
         tree_share: float = 0.25,
         placement: str | Placement | None = None,
         machines: int = 1,
+        balancing: str | Balancing | None = None,
+        hedging: str | Hedging | None = None,
     ) -> None:
         """`cpu` and `memory_bytes` are what each of the `machines` has to give."""
         self.keep_alives: dict[str, KeepAlive] = {"": self._make("keep-alive", keep_alive)}  # by their texts
         self.queueing: Queueing = self._make("queueing", queueing)
         self.placement: Placement = self._make("placement", placement)
+        self.balancing: Balancing = self._make("balancing", balancing)  # of which each function makes one of its own
+        self.hedging: Hedging = self._make("hedging", hedging)
         self.machines = {id: Machine(id, cpu, memory_bytes) for id in range(machines)}
         self.draining = 0  # machines that are to go
         self.tree_share = tree_share
@@ -164,6 +172,7 @@ class State:
         self.aliases: dict[int, int] = {}  # call that waits for another's answer -> that one
         self.chosen: dict[str, str] = {}  # function -> the keep-alive policy it was switched to
         self.due: dict[str, float] = {}  # function -> when its schedule comes round
+        self.late: dict[int, float] = {}  # call -> when it is late, and may get a copy
         self.blocked: list[tuple[tuple[float, ...], int, Function]] = []  # a heap of those that wait for room
         self.look_s = 0.0  # when next to look for parameterisations to forget
         self.sequence = 0  # tells apart what stands at the same place in a queue
@@ -184,6 +193,8 @@ class State:
             "queueing": self.queueing,
             "cold-start": self.tree.policy,
             "placement": self.placement,
+            "balancing": self.balancing,
+            "hedging": self.hedging,
         }
 
     @property

@@ -16,13 +16,13 @@ from typing import Any
 from nubes import client as clients
 from nubes.client import Client
 
-POLICIES = {"keep_alive": "NUBES_KEEP_ALIVE", "queueing": "NUBES_QUEUEING", "cold_start": "NUBES_COLD_START"}
+POLICIES = {seam: f"NUBES_{seam.upper()}" for seam in ("keep_alive", "queueing", "cold_start", "balancing", "hedging")}
 OURS = ("NUBES_DATA", "NUBES_SOCKET", "NUBES_APP", "NUBES_FUNCTION", *POLICIES.values())
 
 
 @contextlib.contextmanager
 def cloud(folder: Path, **policies: str) -> Iterator[Client]:
-    """A control plane of its own on `folder`, under the named policies (`keep_alive`, `queueing`, `cold_start`)."""
+    """A control plane of its own on `folder`, under the named policies (`keep_alive`, `queueing`, ...)."""
     clients.disconnect()
     before = {name: os.environ.pop(name, None) for name in OURS}
     os.environ["NUBES_DATA"] = str(folder)

@@ -157,6 +157,9 @@ class Chains:
 
     def _dispatched(self, call: Call, number: int, now: float, command: e.Dispatch) -> None:
         chain = self._chain(call.id)
+        if command.copy:
+            chain.add(number, f"instance {command.instance} got a copy")
+            return
         chain.function = call.function.name
         chain.how, chain.waited_s, chain.instance = command.how, now - call.arrived_s, command.instance
         steps = {**self._started.get(command.instance, {}), **self._idle(command.instance)}

@@ -32,6 +32,7 @@ class _Call:
     after: bool = False  # handed over together with calls that run before it
     fails: int = 0
     end: int = -1  # unknown
+    copies: tuple[int, ...] = ()  # instances that run it too
 
 
 @dataclass(slots=True)
@@ -78,7 +79,8 @@ class Fold:
             self.seen += 1
         elif isinstance(event, e.Finished):
             call = self.open.get(event.call)
-            if call is not None and call.instance == event.instance:
+            if call is not None and event.instance in (call.instance, *call.copies):
+                call.instance = event.instance
                 by = self.instances[event.instance]
                 if call.after:  # it had another call to answer first
                     call.started_s = max(call.started_s, by.answered_s)
@@ -133,6 +135,9 @@ class Fold:
         """A call got an instance. A step of a route is a call of its own, one that is tried again is not."""
         c = self.controller.calls[id]
         call = self.open.get(id)
+        if command.copy and call is not None:
+            call.copies += (command.instance,)
+            return
         if call is None or (call.pool, call.arrived_s) != (c.function.name, c.arrived_s):
             call = self.open[id] = _Call(c.function.name, c.arrived_s, now, command.instance, command.how)
             self.calls.append(call)

@@ -65,3 +65,31 @@ def bomb():
     code = "import os,time\nend=time.time()+5\nfor _ in range(700):\n if time.time()<end and os.fork()==0:\n  time.sleep(5); os._exit(0)\ntime.sleep(5)"
     subprocess.run(["python3", "-c", code])
     return "survived"
+
+
+@app.function()
+def double(array):
+    return array * 2
+
+
+@app.function(cpu=1.0)
+def where(seconds):
+    time.sleep(seconds)
+    return os.environ["NUBES_SOCKET"]
+
+
+@app.function()
+def count(n):
+    yield from range(n)
+
+
+@app.function()
+def nested(array):
+    return float(double.remote(array).sum())
+
+
+@app.function()
+def beside():
+    import besides
+
+    return besides.TEXT

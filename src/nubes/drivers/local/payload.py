@@ -241,14 +241,14 @@ def segment_of(payload: bytes) -> str:
     return _decode(memoryview(payload)[1:]).segment if payload[:1] == b"S" else ""
 
 
-def carried(payload: bytes) -> bytes:
-    """The payload as it can go to another machine. Its segment goes, unless it is kept for others to read, too."""
+def carried(payload: bytes, last: bool = False) -> bytes:
+    """The payload as it can go to another machine. `last`: nobody else reads its segment, which goes."""
     path = segment_of(payload)
     if not path or objects.is_url(path):
         return payload
     with open(path, "rb") as file:
         content = file.read()
-    if not is_object(path):
+    if last and not is_object(path):
         discard(path)
     return b"B" + _encode((payload[1:], content))
 

@@ -142,9 +142,9 @@ class Plane:
         kind = frame[0]
         if kind == wire.DONE:
             _, id, ok, took, output, pushed, released = frame
-            if released and self.inputs.get(id, b"")[:1] == b"S":
-                self.released.add(id)
             call = self.controller.calls.get(id)
+            if released and self.inputs.get(id, b"")[:1] == b"S" and not (call and call.copies):
+                self.released.add(id)
             if call is not None and not call.keep:
                 if ok and call.route:
                     self.inputs[id] = output  # the next step's input

@@ -79,11 +79,11 @@ class Session:
         if self.peer.closed and output[:1] == b"S" and not payload.is_object(segment := payload.segment_of(output)):
             payload.discard(segment)
         elif self.remote:
-            output = payload.carried(output)
+            output = payload.carried(output, last=True)
         self._send(wire.pack(wire.RESULT, call, status, reason, output, released))
 
     def item(self, call: int, output: bytes) -> None:
-        self._send(wire.pack(wire.YIELD, call, payload.carried(output) if self.remote else output))
+        self._send(wire.pack(wire.YIELD, call, payload.carried(output, last=True) if self.remote else output))
 
     def printed(self, call: int, function: str, stream: str, text: str) -> None:
         self._send(wire.pack(wire.LOG, call, function, stream, text))

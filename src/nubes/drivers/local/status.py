@@ -17,6 +17,8 @@ def status_of(plane: ControlPlane, limit: int = 1000) -> dict[str, Any]:
     controller = plane.controller
     now = plane.clock()
     pids = {id: process.pid for id, process in plane.processes.instances.items()}
+    for member in plane.agents.members.values() if plane.agents is not None else ():
+        pids |= member.pids
     parents = plane.processes.parents.pids()
     return {
         "pid": os.getpid(),
@@ -70,6 +72,9 @@ def _function(f: Function) -> dict[str, Any]:
         "exec_s": f.exec_s,
         "cold_start_s": f.cold_start_s,
         "keep_alive": f.keep_alive.text,
+        "balancing": f.replicas.balancing.text if f.replicas and f.replicas.balancing else "",
+        "hedging": f.replicas.hedging.text if f.replicas and f.replicas.hedging else "",
+        "copies": f.replicas.copies if f.replicas else 0,
     }
 
 

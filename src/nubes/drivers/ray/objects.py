@@ -30,13 +30,11 @@ def _is_large(path: str) -> bool:
 
 
 def _content(path: str) -> Any:
-    """What is in a segment, as an array over the file; the segment goes, unless it is kept for others to read."""
+    """What is in a segment, as an array over the file."""
     import numpy as np
 
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if not payload.is_object(path):
-        payload.discard(path)
     return np.frombuffer(mapped, np.uint8)
 
 
@@ -95,9 +93,11 @@ class AgentObjects:
     def pack(self, data: bytes, to: str) -> bytes:
         path = payload.segment_of(data)
         if not _is_large(path):
-            return payload.carried(data)
+            return payload.carried(data, last=True)
         key = next(self._keys)
         self._to_take[key] = _content(path)
+        if not payload.is_object(path):
+            payload.discard(path)
         return b"R" + _encode((data[1:], self._name, key))
 
     def waits(self, data: bytes) -> bool:

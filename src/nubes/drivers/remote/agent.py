@@ -313,7 +313,8 @@ class Life:
                 payload.discard(segment)
         if frame[0] == wire.DONE and frame[1] in self._arguments:
             payload.discard(self._arguments.pop(frame[1]))
-        self._send(messages.Said(instance, frame, keep))
+        process = self.processes.instances.get(instance) if frame[0] == wire.READY else None
+        self._send(messages.Said(instance, frame, keep, process.pid if process is not None else 0))
 
     # -- what processes need -------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ class Member:
         self.peer: Peer | None = None
         self.heard_s = 0.0
         self.functions: dict[int, str] = {}  # of its instances
+        self.pids: dict[int, int] = {}  # of its instances, once they are ready
         self.leaving = False
         self.gone = False  # it was told that it may go
 
@@ -163,6 +164,7 @@ class Agents:
             self._feed(e.MachineDraining(member.machine))
         elif isinstance(news.event, e.InstanceLost):
             member.functions.pop(news.event.instance, None)
+            member.pids.pop(news.event.instance, None)
             if self._where.pop(news.event.instance, None) is member:
                 self._feed(news.event)
         elif self._nodes.get(news.event.node) is member:
@@ -171,6 +173,8 @@ class Agents:
     def _said(self, member: Member, news: messages.Said) -> None:
         """An instance's frame: large results are put where they can be read here, those that are kept to last."""
         frame, carrier = news.frame, self._carrier
+        if news.pid:
+            member.pids[news.instance] = news.pid
         place = wire.RESULTS.get(frame[0])
         data = frame[place] if place is not None else b""
         work = None

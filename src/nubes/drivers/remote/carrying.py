@@ -11,7 +11,10 @@ from nubes.drivers.local import payload
 
 
 class Carrier(Protocol):
-    """`pack` makes a payload for the machine of that name, which can `unpack` it; if it `waits`, that takes long."""
+    """`pack` makes a payload for another machine, which can `unpack` it; if it `waits`, that takes long.
+
+    `to` is the name of an agent's machine; an agent, which has but one way to go, gives its segments away: to "".
+    """
 
     def pack(self, data: bytes, to: str) -> bytes: ...
     def waits(self, data: bytes) -> bool: ...
@@ -22,7 +25,7 @@ class Inline:
     """Large buffers go along with the messages."""
 
     def pack(self, data: bytes, to: str) -> bytes:
-        return payload.carried(data)
+        return payload.carried(data, last=not to)
 
     def waits(self, data: bytes) -> bool:
         return False

@@ -84,6 +84,7 @@ class Said(msgspec.Struct, array_like=True, tag=True):
     instance: int
     frame: list[Any]
     keep: bool
+    pid: int = 0  # its process, where it is ready
 
 
 class Wants(msgspec.Struct, array_like=True, tag=True):

@@ -167,6 +167,10 @@ class _Run:
                     if len(batch) == 1:
                         call = batch[0]
                         took, until = exec_s[call], now + held_s[call]
+                        if command.copy:
+                            sequence += 1
+                            heappush(heap, (until, sequence, finished(call, command.instance, True, took)))
+                            continue
                         ok = True
                         if fails is not None and fails[call] > 0:
                             fails[call] -= 1

@@ -1,0 +1,1 @@
+"""Replicas behind one name: which of them takes a request, and when a second one gets a copy of it."""

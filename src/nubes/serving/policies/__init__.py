@@ -1,0 +1,1 @@
+"""Published and simple policies for replicas, one module for each published system."""
