@@ -96,6 +96,10 @@ def test_the_log_says_something_else() -> None:
 def test_a_wrong_answer_is_wrong_wherever_it_stands() -> None:
     story = Story().ask("spawn", ACCEPTED, call=7, token="t").ask("fetch", "SUCCEEDED", "wrong", call=7)
     assert story.log(7, ("SUCCEEDED", "wrong")).run("t").kinds() == ["wrong-answer"]
+    story = Story().ask("remote", "FAILED", "FileNotFoundError: seg-1", call=7, token="t")
+    assert story.log(7, ("FAILED", ""), keep=False).run("t").kinds() == ["wrong-answer"]
+    story = Story().ask("remote", "FAILED", "lost", call=7, token="t").log(7, ("FAILED", "lost"), keep=False)
+    assert story.kinds() == [], "its instance was killed"
 
 
 def test_an_answer_without_an_execution() -> None:

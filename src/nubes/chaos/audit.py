@@ -22,7 +22,7 @@ from nubes.chaos.evidence import (
     Told,
     expected,
 )
-from nubes.functions.events import CANCELLED, SUCCEEDED
+from nubes.functions.events import CANCELLED, FAILED, SUCCEEDED
 
 TAIL_S = 1.0  # what was not flushed for anybody may be missing from the log so long before a crash
 ANSWERS = ("SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT")
@@ -155,10 +155,10 @@ class _Calls:
             if ask is None:
                 continue
             right, what = expected(ask.function, ask.token)
-            returned = status == SUCCEEDED or (status == right and not text.startswith("lost"))
+            returned = status == SUCCEEDED or (status == FAILED and text != "lost")
             if returned and (status, text) != (right, what):
                 yield Finding("wrong-answer", f"{name} was answered {status} {text}, not {right} {what}")
-            if returned and not any(run.end_s for run in self.runs[ask.token]):
+            elif returned and not any(run.end_s for run in self.runs[ask.token]):
                 yield Finding("not-run", f"{name} was answered {status} {text}, and never ran to its end")
             if status == CANCELLED and call not in self.cancels and self._durable(call):
                 yield Finding("cancelled-unasked", f"{name} was cancelled, and nobody had asked for it")

@@ -175,7 +175,7 @@ def outcome_of(error: Exception) -> tuple[str, str]:
         return "FAILED", "lost"
     if isinstance(error, CallFailed) and "No call of this id is known" in str(error):
         return NOT_FOUND, ""
-    if isinstance(error, OSError | NubesError) and not isinstance(error, CallFailed):
+    if isinstance(error, NubesError) and not isinstance(error, CallFailed):
         return UNKNOWN, f"{type(error).__name__}: {error}"
     return "FAILED", f"{type(error).__name__}: {error}"
 
