@@ -136,6 +136,14 @@ def test_what_was_refused_is_not_done() -> None:
     assert story.log(7, ("SUCCEEDED", answer("t"))).run("t").kinds() == ["refused-but-done"]
 
 
+def test_what_was_refused_may_have_begun() -> None:
+    right = ("SUCCEEDED", answer("t"))
+    story = Story().ask("spawn", REFUSED, call=6, token="t", key="k").ask("spawn", ACCEPTED, call=7, token="t", key="k")
+    story.ask("fetch", *right, call=7).log(6, ("CANCELLED", ""), key="k").log(7, right, key="k")
+    assert story.run("t", 2).kinds() == []
+    assert story.run("t").kinds() == ["run-too-often"]
+
+
 def test_nobody_asked() -> None:
     assert spawned().log(9, ("SUCCEEDED", "x")).kinds() == ["not-asked"]
     assert spawned().run("other").kinds() == ["not-asked"]

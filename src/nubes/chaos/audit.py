@@ -182,7 +182,7 @@ class _Calls:
         for (token, key), asks in work.items():
             runs = len(self.runs[token])
             known = [logged for ask in asks if (logged := self.log.get(ask.call)) is not None]
-            allowed = 1 + sum(map(self._again, known))
+            allowed = 1 + sum(map(self._again, known)) + sum(ask.call in self.refused for ask in asks)
             if runs > allowed:
                 names = ", ".join(self._name(ask.call) for ask in asks)
                 yield Finding("run-too-often", f"{names} ran {runs} times{' for one key' * bool(key)}, not {allowed}")

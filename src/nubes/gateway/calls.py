@@ -138,7 +138,10 @@ class Waiting:
                 safe.set_result(trouble)
 
         def refuse(trouble: str) -> None:
-            """It could not be written down, so it must not run."""
+            """It could not be written down, so it must not run; if it is done, that has to be written down, too."""
+            if own in self.plane.controller.results:
+                self.plane.journal.when_safe(settle)
+                return
             self.plane.feed(e.Cancelled(own, terminate=True, refused=True))
             settle(trouble)
 

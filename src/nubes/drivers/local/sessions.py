@@ -126,7 +126,8 @@ class Session:
                 if self.plane.sinks.pop(call, None) is not None:  # else it was refused, and the client has been told
                     actual = self.plane.controller.keys.get((function + variant, key), call) if key else call
                     accepted = wire.pack(wire.ACCEPTED, call, actual)
-                    self.plane.journal.when_safe(lambda: self._send(accepted), lambda why: self._not_kept(call, why))
+                    then = lambda: self._send(accepted)  # noqa: E731
+                    self.plane.journal.when_safe(then, lambda why: self._not_kept(call, why, then))
             else:
                 self.calls.add(call)
                 self.plane.submit(event, data, self)
@@ -134,8 +135,14 @@ class Session:
             kind = "unavailable: " if isinstance(error, Unavailable) else ""
             self.result(call, FAILED, kind + str(error), b"")
 
-    def _not_kept(self, call: int, why: str) -> None:
-        """The call could not be written down: it is withdrawn, and the client told that it was not accepted."""
+    def _not_kept(self, call: int, why: str, accept: Callable[[], None]) -> None:
+        """The call could not be written down: it is withdrawn, and the client told that it was not accepted.
+
+        If it is done already, that would not be true: then the client waits until it can be written down.
+        """
+        if call in self.plane.controller.results:
+            self.plane.journal.when_safe(accept)
+            return
         self.plane.feed(e.Cancelled(call, terminate=True, refused=True))
         self.result(call, FAILED, f"unavailable: {why} The call was not accepted.", b"")
 
