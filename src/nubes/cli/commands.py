@@ -10,6 +10,7 @@ from nubes.cli import (
     apps,
     bundles,
     calls,
+    chaos,
     chat,
     coldstart,
     logs,
@@ -71,6 +72,7 @@ app.command("open")(bundles.open_bundle)
 app.command("try")(replays.try_policy)
 app.command()(replays.papers)
 app.command()(replays.reproduce)
+app.command()(chaos.chaos)
 app.add_typer(calls.group, name="call")
 app.add_typer(apps.group, name="app")
 app.add_typer(chat.group, name="llm")
