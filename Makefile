@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format papers docs bench clean
+.PHONY: help install demo test test-slow dst mutations chaos check format papers docs bench clean
 .DELETE_ON_ERROR:
 
 help:  ## Show what there is
@@ -23,6 +23,19 @@ test: $(VENV)/.dev  ## Run the tests
 
 test-slow: $(VENV)/.dev  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+dst: $(VENV)/.core  ## Run the control plane in SEEDS=1000 simulated worlds full of faults; SEED=5 tells the story of one
+	@$(BIN)/python -m nubes.drivers.sim.faults $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
+
+mutations: $(VENV)/.core  ## See whether those worlds notice each of the faults that can be put into the code
+	@$(BIN)/python -m nubes.drivers.sim.faults --mutations --seeds $(or $(SEEDS),2000)
+
+MINUTES ?= 5
+SEED ?= 0
+MACHINES ?= 2
+
+chaos: $(VENV)/.dev  ## Break a cloud for MINUTES and audit what it promised (SEED, MACHINES)
+	$(BIN)/nubes chaos --minutes $(MINUTES) --seed $(SEED) --machines $(MACHINES)
 
 check: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .

@@ -135,3 +135,21 @@ def test_a_fork_bomb_hurts_no_other(plane, work):
         assert work.plus.remote(1) == 2
     bomb.join(timeout=10)
     assert not bomb.is_alive()
+
+
+def test_large_arguments_go_on_after_a_client_let_go_of_its_connection(plane, work):
+    """Its shared memory is taken away with its last connection, and is not used again as if it were there."""
+    large = bytes(1 << 20)
+    assert work.size.remote(large) == len(large)
+    for _ in work.plus.map(range(100)):
+        break
+    assert work.size.remote(large) == len(large)
+
+
+def test_large_arguments_go_on_after_the_control_plane_was_killed(plane, work):
+    large = bytes(1 << 20)
+    assert work.size.remote(large) == len(large)
+    plane.kill()
+    plane.start()
+    assert work.size.remote(large) == len(large)
+    assert list(work.size.map([large, large])) == [len(large)] * 2

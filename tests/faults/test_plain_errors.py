@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 from killable import Plane, until
 
 import nubes
 from nubes import client as clients
+from nubes.drivers.local.sessions import Session
+from nubes.functions.events import Cancelled
 from nubes.kernel.errors import NotFound, Unavailable, UnknownPolicy, UsageError
 
 
@@ -102,12 +105,15 @@ def test_a_full_disk_refuses_what_it_cannot_keep(tmp_path, monkeypatch):
         with pytest.raises(Unavailable, match="[Ss]pace"):
             for n in range(2000):
                 plus.spawn(n)
+        with pytest.raises(Unavailable, match="not accepted"):
+            plus.with_key("once").spawn(41)
         assert plus.remote(3) == 4, "what needs no disk goes on"
         filler.truncate(0)
         filler.close()
         until(lambda: not plane.status()["full"], what="the disk is usable again")
         again = plus.spawn(10)
         assert again.get(timeout=10) == 11
+        assert plus.with_key("once").spawn(41).get(timeout=10) == 42, "it was not accepted: this is the first one"
         plane.kill()
         plane.start()
         assert nubes.FunctionCall.from_id(kept.object_id).get(timeout=10) == 2
@@ -115,3 +121,18 @@ def test_a_full_disk_refuses_what_it_cannot_keep(tmp_path, monkeypatch):
     finally:
         plane.stop()
         subprocess.run(["umount", "-l", str(folder)])
+
+
+def test_a_call_that_is_done_before_it_could_be_written_down_is_not_refused():
+    """It would be done twice otherwise, by a caller that was told to try again."""
+    safe, fed, told = [], [], []
+    plane = SimpleNamespace(
+        controller=SimpleNamespace(results={7: "done"}), journal=SimpleNamespace(when_safe=safe.append), feed=fed.append
+    )
+    session = SimpleNamespace(plane=plane, result=lambda *frame: told.append(frame))
+    accept = lambda: None  # noqa: E731
+    Session._not_kept(session, 7, "No space.", accept)
+    assert (safe, fed, told) == ([accept], [], []), "its client waits until there is room"
+    Session._not_kept(session, 8, "No space.", accept)
+    assert (len(safe), fed) == (1, [Cancelled(8, terminate=True, refused=True)])
+    assert "No space. The call was not accepted." in told[0][2]

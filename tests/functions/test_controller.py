@@ -346,6 +346,16 @@ def test_a_durable_answer_stands_for_later_calls_of_its_key() -> None:
     assert d.c.keys["a/f", "k"] == first
 
 
+def test_a_call_that_could_not_be_kept_leaves_nothing_for_later_calls_of_its_key() -> None:
+    d = Desk(spec())
+    first = d.call("f", key="k", keep=True)
+    d(e.Cancelled(first, terminate=True, refused=True))
+    assert first not in d.c.results
+    second = d.call("f", key="k", keep=True)
+    assert d.c.keys["a/f", "k"] == second
+    assert second in d.c.calls
+
+
 def test_a_durable_call_does_not_depend_on_one_that_is_not() -> None:
     d = Desk(spec())
     fleeting, durable = d.call("f", key="k"), d.call("f", key="k", keep=True)

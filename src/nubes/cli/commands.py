@@ -8,7 +8,9 @@ import typer
 
 from nubes.cli import (
     apps,
+    bundles,
     calls,
+    chaos,
     chat,
     coldstart,
     logs,
@@ -65,9 +67,12 @@ app.command(context_settings=PASSED_ON)(calls.invoke)
 app.command()(chat.chat)
 app.command()(replays.replay)
 app.command()(replays.why)
+app.command()(bundles.bundle)
+app.command("open")(bundles.open_bundle)
 app.command("try")(replays.try_policy)
 app.command()(replays.papers)
 app.command()(replays.reproduce)
+app.command()(chaos.chaos)
 app.add_typer(calls.group, name="call")
 app.add_typer(apps.group, name="app")
 app.add_typer(chat.group, name="llm")

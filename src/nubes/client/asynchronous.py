@@ -41,15 +41,16 @@ class AsyncClient:
         return answered(await self._connection().put(name, arguments))
 
     async def remote(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        data = self.arguments.dumps((args, kwargs))
-        frame = await self._connection().call(target, data)
+        connection = self._connection()
+        data = self.arguments.dumps((args, kwargs))  # as long as there is a connection, its segment stays
+        frame = await connection.call(target, data)
         self.arguments.settle(data, frame[5])
         return outcome(frame)
 
     async def stream(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncIterator[Any]:
-        data = self.arguments.dumps((args, kwargs))
         call = ids.new()
         with self._connection().inbox() as inbox:
+            data = self.arguments.dumps((args, kwargs))
             inbox.send({call: target.request(call, False, data)})
             while (frame := await inbox.get())[0] == wire.YIELD:
                 yield value(frame[2])

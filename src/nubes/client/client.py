@@ -70,9 +70,9 @@ class Client:
 
     def remote(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a call and returns its result. If interrupted, the call is cancelled."""
-        data = self.arguments.dumps((args, kwargs))
         call = ids.new()
         with self._pool.connection() as connection:
+            data = self.arguments.dumps((args, kwargs))  # as long as there is a connection, its segment stays
             connection.send(target.request(call, False, data))
             frame = connection.wait(call, wire.RESULT, wire.YIELD)
             if frame[0] == wire.YIELD:
@@ -82,9 +82,9 @@ class Client:
 
     def stream(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[Any, None, Any]:
         """Runs a call and yields what it yields, as it comes; what it returns is the generator's own result."""
-        data = self.arguments.dumps((args, kwargs))
         call = ids.new()
         with self._pool.connection() as connection:
+            data = self.arguments.dumps((args, kwargs))
             connection.send(target.request(call, False, data))
             while (frame := connection.wait(call, wire.YIELD, wire.RESULT))[0] == wire.YIELD:
                 yield value(frame[2])

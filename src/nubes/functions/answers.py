@@ -47,6 +47,14 @@ def resolve(c: State, call: Call, status: str, reason: str, output: bytes, now: 
         del c.keys[call.asked, call.key]
 
 
+def forget(c: State, call: Call) -> None:
+    """Nothing is kept of a call that was resolved, as if it had never come."""
+    for id in (call.id, *call.also):
+        c.results.pop(id, None)
+    if call.key and c.keys.get((call.asked, call.key)) == call.id:
+        del c.keys[call.asked, call.key]
+
+
 def _forget(c: State, now: float) -> None:
     """Drops answers that are too old or too many; they stand in order of time."""
     while c.results:

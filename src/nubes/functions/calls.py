@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nubes.functions import events as e
-from nubes.functions.answers import known, leave, resolve
+from nubes.functions.answers import forget, known, leave, resolve
 from nubes.functions.deployments import pool, remove
 from nubes.functions.events import CANCELLED, FAILED, SUCCEEDED
 from nubes.functions.hedging import late, places, recall, retract
@@ -116,7 +116,10 @@ def cancelled(c: State, event: e.Cancelled, now: float) -> None:
     if event.call in c.aliases:
         leave(c, event.call)
     elif event.call in c.calls:
-        _withdraw(c, [c.calls[event.call]], event.terminate, now)
+        call = c.calls[event.call]
+        _withdraw(c, [call], event.terminate, now)
+        if event.refused:
+            forget(c, call)
 
 
 def client_gone(c: State, event: e.ClientGone, now: float) -> None:

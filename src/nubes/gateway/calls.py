@@ -137,10 +137,17 @@ class Waiting:
             if not safe.done():
                 safe.set_result(trouble)
 
-        self.plane.journal.when_safe(settle, settle)
+        def refuse(trouble: str) -> None:
+            """It could not be written down, so it must not run; if it is done, that has to be written down, too."""
+            if own in self.plane.controller.results:
+                self.plane.journal.when_safe(settle)
+                return
+            self.plane.feed(e.Cancelled(own, terminate=True, refused=True))
+            settle(trouble)
+
+        self.plane.journal.when_safe(settle, refuse)
         trouble = await safe
-        if trouble:  # it could not be written down, so it must not run
-            self.plane.feed(e.Cancelled(own, True))
+        if trouble:
             raise of_error(Unavailable(trouble, "The call was not accepted."))
 
     async def items(self) -> AsyncIterator[bytes]:

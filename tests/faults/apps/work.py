@@ -36,6 +36,11 @@ def die_always(n):
 
 
 @app.function()
+def size(data):
+    return len(data)
+
+
+@app.function()
 def spin():
     while True:
         pass

@@ -82,11 +82,11 @@ class Segments:
         return path
 
     def _take(self, size: int) -> tuple[str, int, mmap.mmap]:
-        fitting = [entry for entry in self._spare if size <= entry[0] <= 2 * size]
-        if fitting:
-            entry = min(fitting, key=lambda e: e[0])
+        fitting = sorted((entry for entry in self._spare if size <= entry[0] <= 2 * size), key=lambda entry: entry[0])
+        for entry in fitting:
             self._spare.remove(entry)
-            return entry[1], entry[0], entry[2]
+            if os.path.exists(entry[1]):  # the control plane removes those of a client that seemed to be gone
+                return entry[1], entry[0], entry[2]
         path = f"{self.folder}/seg-{os.getpid()}-{next(_names)}-{os.urandom(4).hex()}"
         room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)

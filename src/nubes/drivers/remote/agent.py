@@ -7,6 +7,7 @@ has been silent for too long, or is another one than before, and with it end all
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -109,7 +110,7 @@ class Life:
         self._shared = SharedFolder(f"agent-{incarnation:x}", folder)
         self._segments = payload.Segments(str(self._shared.path), keep=False)
         self.objects = folder / "objects"
-        self.limits = Limits(f"nubes-{incarnation:x}")
+        self.limits = Limits(groups_of(folder))
         self.environments = Environments(folder / "environments")
         self.processes = Processes(
             self.loop, folder, self._shared.path, self.specs, self._report, self._frame, self._python, self._settings,
@@ -333,3 +334,8 @@ class Life:
     def _settings(self, spec: FunctionSpec) -> tuple[dict[str, str], dict[str, str]]:
         around = self._around[spec.name]
         return {**around.env, "NUBES_SOCKET": str(self.agent.folder / "socket")}, around.volumes
+
+
+def groups_of(folder: Path) -> str:
+    """What an agent's control groups are called: as before a crash, so that what was left of it is found and ended."""
+    return f"nubes-agent-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
