@@ -20,6 +20,7 @@ from nubes.cli import (
     server,
     settings,
     status,
+    storm,
 )
 from nubes.cli.errors import Exit
 from nubes.cli.groups import Group
@@ -66,6 +67,7 @@ app.command()(chat.chat)
 app.command()(replays.replay)
 app.command()(replays.why)
 app.command("try")(replays.try_policy)
+app.command()(storm.storm)
 app.command()(replays.papers)
 app.command()(replays.reproduce)
 app.add_typer(calls.group, name="call")
