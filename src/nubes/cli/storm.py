@@ -49,7 +49,7 @@ def storm(
         if replay is not None:
             schedule = spec.load(replay)
             outcome = made.replay(schedule)
-            verdict = _live(what, schedule, json) if live else None
+            verdict = _live(what, schedule, outcome, json) if live else None
             _show_replay(schedule, outcome, verdict, json)
             return FOUND if (verdict.breaks if verdict is not None else outcome.breaks) else 0
         search, took_s = _search(made, seed, days, quiet=json)
@@ -59,7 +59,7 @@ def storm(
     schedule = search.found.schedule
     if save is not None:
         spec.save(schedule, save)
-    verdict = _live(what, schedule, json) if live else None
+    verdict = _live(what, schedule, search.found.outcome, json) if live else None
     _show_found(what, search, took_s, save, verdict, json)
     return FOUND
 
@@ -78,12 +78,12 @@ def _search(made: Crew, seed: int, days: int, quiet: bool) -> tuple[Search, floa
     return search, time.monotonic() - begun
 
 
-def _live(what: str, schedule: Schedule, quiet: bool) -> Verdict:
+def _live(what: str, schedule: Schedule, outcome: Outcome, quiet: bool) -> Verdict:
     from nubes.storm import live
 
     if not quiet:
         print("Playing it live ...", file=sys.stderr, flush=True)
-    return live.play(what, schedule)
+    return live.play(what, schedule, outcome)
 
 
 def _show_nothing(search: Search, took_s: float, json: bool) -> None:

@@ -56,7 +56,8 @@ def play(program: Program, scenario: str, seed: int, points: Points, tell: bool 
     finally:
         world.close()
     took = world.tasks.now - EPOCH_S
-    return Outcome(tuple(world.fired), breaks, message, stopped, took, world.operations, tuple(story))
+    order = tuple(world.order) if tell else ()
+    return Outcome(tuple(world.fired), breaks, message, stopped, took, world.operations, tuple(story), order)
 
 
 def replay(program: Program, schedule: Schedule, tell: bool = False) -> Outcome:

@@ -28,6 +28,7 @@ from nubes.kernel.errors import NubesError
 from nubes.storm import senses
 from nubes.storm.attempts import Attempt, chance_of
 from nubes.storm.spec import CLOCK, DELAY, KILL, MACHINE, RESTART, Fault, Schedule, call_id, child
+from nubes.storm.turns import Place, Turns
 
 if TYPE_CHECKING:
     from nubes.drivers.local.instance import Instance
@@ -45,14 +46,16 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.schedule = msgspec.json.decode((folder / "schedule.json").read_bytes(), type=Schedule)
+        self.turns = Turns(folder)
         self.faults = {(call_id(f.call), f.function, f.attempt, f.after): f for f in self.schedule.faults}
         with open(folder / "clock", "r+b") as file:
             self.clock = mmap.mmap(file.fileno(), _clock.size)
 
     @staticmethod
-    def prepare(folder: Path, schedule: Schedule) -> None:
+    def prepare(folder: Path, schedule: Schedule, order: tuple[Place, ...]) -> None:
         """Lays out what the processes share."""
         (folder / "attempts").mkdir(parents=True)
+        Turns.prepare(folder, order)
         (folder / "schedule.json").write_bytes(msgspec.json.encode(schedule))
         (folder / "clock").write_bytes(_clock.pack(0.0))
         (folder / "fired").touch()
@@ -65,8 +68,15 @@ class Stage:
             number = os.fstat(file.fileno()).st_size
         made = Attempt(call, "", function, number)
         attempt.set(made)
+        self.turns.wait(made, 0)
         self.point(made)
         return made
+
+    def turn(self) -> None:
+        """Waits for the turn of the next operation of the attempt that runs here."""
+        mine = attempt.get()
+        if mine is not None:
+            self.turns.wait(mine, mine.after + 1)
 
     def done(self) -> None:
         """One more operation of the attempt that runs here is done."""
@@ -76,6 +86,7 @@ class Stage:
             self.point(mine)
 
     def point(self, mine: Attempt) -> None:
+        self.turns.done(mine)
         fault = self.faults.get((mine.id, mine.function, mine.number, mine.after))
         if fault is not None:
             self._fire(fault, mine)
@@ -138,10 +149,12 @@ class _Counted(Connection):
     stage: Stage
 
     def send(self, data: bytes) -> None:
+        frame = wire.unbody(data[4 : 4 + int.from_bytes(data[:4], "little")]) if data else [-1]
+        if frame[0] in (wire.CALL, wire.CANCEL):
+            self.stage.turn()
         try:
             super().send(data)
         finally:
-            frame = wire.unbody(data[4 : 4 + int.from_bytes(data[:4], "little")]) if data else [-1]
             if (frame[0] == wire.CALL and not frame[5]) or frame[0] == wire.CANCEL:
                 self.stage.done()
 
@@ -152,10 +165,13 @@ class _Counted(Connection):
             self.stage.done()
             raise
         if frame[0] in (wire.RESULT, wire.YIELD, wire.ACCEPTED, wire.PENDING):
+            self.stage.turn()
             self.stage.done()
         return frame
 
     def put(self, name: str, arguments: dict[str, Any]) -> list[Any]:
+        if name == "store":
+            self.stage.turn()
         mine = attempt.get()
         attempt.set(None)  # what is asked takes no number from the calls
         try:
@@ -223,6 +239,7 @@ def _around(stage: Stage, function: Callable[..., Any], name: str) -> Callable[.
             return _each_awaited(stage, result)
         if inspect.isgenerator(result):
             return _each(stage, result)
+        stage.turn()
         stage.done()
         return result
 

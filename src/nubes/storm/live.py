@@ -16,7 +16,7 @@ import msgspec
 from nubes.kernel.errors import NubesError, Unavailable
 from nubes.storm.crew import SOURCE
 from nubes.storm.inside import VARIABLE, Stage
-from nubes.storm.spec import Schedule
+from nubes.storm.spec import Outcome, Schedule
 
 LONGEST_S = 600.0
 _LOOK_S = 0.02
@@ -32,12 +32,12 @@ class Verdict(msgspec.Struct, frozen=True):
     seconds: float = 0.0
 
 
-def play(what: str, schedule: Schedule) -> Verdict:
-    """Plays the day of `schedule` on the local driver. Raises `NubesError` if it cannot be played."""
+def play(what: str, schedule: Schedule, outcome: Outcome) -> Verdict:
+    """Plays the day of `schedule` on the local driver, in the order in which its simulation (`outcome`) went. Raises `NubesError` if it cannot be played."""
     folder = Path(tempfile.mkdtemp(prefix="nubes-storm-"))
     begun = time.monotonic()
     try:
-        Stage.prepare(folder / "stage", schedule)
+        Stage.prepare(folder / "stage", schedule, outcome.order)
         cloud = Cloud(folder)
         try:
             verdict = _perform(what, folder, cloud.env)

@@ -60,6 +60,7 @@ class Outcome(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     operations: int = 0
     story: tuple[tuple[float, int, str], ...] = ()  # (time, depth, what), if it was asked for
+    order: tuple[tuple[int, str, int, int], ...] = ()  # of all points, see `nubes.storm.turns.Place`; with the story
 
 
 def child(parent: int, attempt: int, index: int) -> int:

@@ -52,9 +52,9 @@ def main() -> None:
 
 
 def _load(what: str, answers: Any) -> Program | None:
-    load_policies()
     senses.install(senses.Senses())
     try:
+        load_policies()
         return Program(what)
     except NubesError as error:
         _send(answers, Refused(type(error).__name__, error.message, error.hint))

@@ -52,6 +52,7 @@ class World:
         self.client = SimulatedClient(self)
         self.journal = Journal(Functions(cpu=CPU, memory_bytes=MEMORY_BYTES), self.tasks)
         self.fired: list[Fault] = []
+        self.order: list[tuple[int, str, int, int]] = []  # of the points that were reached
         self.operations = 0
         self.quiet = False  # no faults any more
         self.down = False
@@ -156,7 +157,11 @@ class World:
             self.point(attempt)
 
     def point(self, attempt: Attempt) -> None:
-        if not self.quiet and (fault := self.points(attempt)) is not None:
+        if self.quiet:
+            return
+        self.order.append((attempt.id, attempt.function, attempt.number, attempt.after))
+        fault = self.points(attempt)
+        if fault is not None:
             self.fire(fault)
 
     def fire(self, fault: Fault) -> None:
