@@ -148,7 +148,7 @@ class App:
         return raw
 
     def invariant(self, raw: F) -> F:
-        """Marks what must hold when a day has come to rest; the function raises, or returns a sentence, if it does not."""
+        """Marks what must hold when a day has come to rest: it raises, or returns a sentence, if that is not so."""
         self.invariants[raw.__name__] = raw
         return raw
 

@@ -90,10 +90,8 @@ def _show_nothing(search: Search, took_s: float, json: bool) -> None:
     if json:
         output.as_json({"days": search.days, "faults": search.faults, "seconds": round(took_s, 3), "found": None})
         return
-    print(
-        f"{search.days:,} days with {search.faults:,} faults and {search.operations:,} operations: every invariant held. "
-        f"({search.days / took_s:,.0f} days a second)"
-    )
+    played = f"{search.days:,} days with {search.faults:,} faults and {search.operations:,} operations"
+    print(f"{played}: every invariant held. ({search.days / took_s:,.0f} days a second)")
 
 
 def _show_found(
@@ -123,9 +121,8 @@ def _show_found(
         return
     print(f"{schedule.breaks} does not hold: {schedule.message}\n")
     origin = f"day {found.day} with {found.before} fault{'s' * (found.before != 1)}"
-    print(
-        f"The smallest schedule that breaks it ({origin}, {search.days + search.shrinking_days:,} days, {took_s:.1f} s):"
-    )
+    days = search.days + search.shrinking_days
+    print(f"The smallest schedule that breaks it ({origin}, {days:,} days, {took_s:.1f} s):")
     for line in story.faults(schedule):
         print(f"  {line}")
     print("\nThat day:")
@@ -133,10 +130,10 @@ def _show_found(
         print(line)
     if verdict is not None:
         _show_verdict(verdict)
-    again = f"nubes storm {what} --replay {save}" if save is not None else f"nubes storm {what} --save storm.json"
-    print(
-        f"\n{'Again' if save is not None else 'To keep it'}: {again}{'; for real: add --live' if save is not None else ''}"
-    )
+    if save is None:
+        print(f"\nTo keep it: nubes storm {what} --save storm.json")
+    else:
+        print(f"\nAgain: nubes storm {what} --replay {save}; for real: add --live")
 
 
 def _show_replay(schedule: Schedule, outcome: Outcome, verdict: Verdict | None, json: bool) -> None:

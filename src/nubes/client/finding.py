@@ -32,7 +32,7 @@ def data_folder() -> Path:
 
 
 def use(client: Any) -> None:
-    """From here on `client` is this process's, whatever there is to connect to: that of a simulation. None: as before."""
+    """From here on `client` is this process's, whatever there is to connect to: a simulation's. None: as before."""
     global _instead
     _instead = client
 

@@ -1,74 +1,26 @@
-"""The client of simulated processes: what `nubes.client.Client` does, on a plane in this process and in virtual time."""
+"""The client of simulated processes: what `nubes.client.Client` does, on a plane of this process, in virtual time."""
 
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from nubes.client.connection import Target
-from nubes.client.outcomes import LOST, START_AGAIN, not_ended, outcome, outcome_or_error, value, yields
+from nubes.client.outcomes import not_ended, outcome, outcome_or_error, value, yields
 from nubes.client.window import Inputs
 from nubes.drivers.local import payload, wire
 from nubes.functions import events as e
 from nubes.functions.events import FAILED
 from nubes.kernel.errors import NubesError, Unavailable, UsageError
-from nubes.storm.tasks import Task
+from nubes.storm.asynchronous import AsyncSimulatedClient
+from nubes.storm.inbox import Inbox
 
 if TYPE_CHECKING:
     from nubes.storm.world import World
 
 BURST = 64  # calls of a map that are sent as one operation
 AWAY = "No control plane answers."
-
-
-class Inbox:
-    """What one task is told about its calls. See `nubes.drivers.local.plane.Sink`."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.frames: deque[list[Any]] = deque()
-        self.task: Task | None = None
-
-    def result(self, call: int, status: str, reason: str, output: bytes, released: bool = False) -> None:
-        self._add([wire.RESULT, call, status, reason, output, released])
-
-    def item(self, call: int, output: bytes) -> None:
-        self._add([wire.YIELD, call, output])
-
-    def printed(self, call: int, function: str, stream: str, text: str) -> None:
-        """What functions print is shown where they run."""
-
-    def lost(self) -> None:
-        """The control plane is gone."""
-        self._add([])
-
-    def _add(self, frame: list[Any]) -> None:
-        self.frames.append(frame)
-        if self.task is not None:
-            self.world.tasks.wake(self.task)
-            self.task = None
-
-    def get(self, what: str, until: float | None = None) -> list[Any]:
-        """The next frame; none of any kind (`[-1]`) if it does not come in time. Raises `Unavailable`."""
-        tasks = self.world.tasks
-        if until is not None and not self.frames:
-            tasks.call_later(until - tasks.now, self._time_is_over)
-        while not self.frames:
-            if until is not None and tasks.now >= until:
-                return [-1]
-            self.task = tasks.current
-            tasks.wait(what)
-        frame = self.frames.popleft()
-        if not frame:
-            raise Unavailable(LOST, START_AGAIN)
-        return frame
-
-    def _time_is_over(self) -> None:
-        if self.task is not None:
-            self.world.tasks.wake(self.task)
-            self.task = None
 
 
 class SimulatedClient:
@@ -223,7 +175,7 @@ class SimulatedClient:
             calls: list[int] = []
             rest = iter(inputs)
             while burst := list(itertools.islice(rest, BURST)):
-                with self.world.operation(lambda: f"maps {_name(target)} over {len(burst)}"):  # noqa: B023
+                with self.world.operation(lambda: f"maps {_name(target)} over {len(burst)}"):
                     calls += [self._submit(target, self._dumps(*given), False, inbox) for given in burst]
             came: dict[int, list[Any]] = {}
             given_out = 0
@@ -239,46 +191,6 @@ class SimulatedClient:
                 while given_out < len(calls) and calls[given_out] in came:
                     yield result(came.pop(calls[given_out]))
                     given_out += 1
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-class AsyncSimulatedClient:
-    """The methods of `SimulatedClient` for event loops: each runs in a task of its own, and the loop goes on."""
-
-    def __init__(self, client: SimulatedClient) -> None:
-        self._client = client
-
-    async def _in_task(self, work: Callable[[], Any]) -> Any:
-        from nubes.storm import loops
-
-        return await loops.beside(self._client.world.tasks, work)
-
-    async def ask(self, name: str, /, **arguments: Any) -> Any:
-        return await self._in_task(lambda: self._client.ask(name, **arguments))
-
-    async def remote(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return await self._in_task(lambda: self._client.remote(target, args, kwargs))
-
-    async def spawn(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        return int(await self._in_task(lambda: self._client.spawn(target, args, kwargs)))
-
-    async def fetch(self, call: int, timeout: float | None = None) -> Any:
-        return await self._in_task(lambda: self._client.fetch(call, timeout))
-
-    async def stream(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncIterator[Any]:
-        async for item in self._each(self._client.stream(target, args, kwargs)):
-            yield item
-
-    async def map(self, target: Target, inputs: Inputs, ordered: bool, return_exceptions: bool) -> AsyncIterator[Any]:
-        async for item in self._each(self._client.map(target, inputs, ordered, return_exceptions)):
-            yield item
-
-    async def _each(self, items: Iterator[Any]) -> AsyncIterator[Any]:
-        end = object()
-        while (item := await self._in_task(lambda: next(items, end))) is not end:
-            yield item
 
     def close(self) -> None:
         """Nothing is held."""

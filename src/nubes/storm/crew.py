@@ -74,7 +74,7 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             raise NubesError("A worker of the storm ended.", "Run it again; what it printed stands above.")
-        return msgspec.json.decode(line, type=Answer)  # type: ignore[arg-type, no-any-return]
+        return msgspec.json.decode(line, type=Answer)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         self._process.kill()

@@ -9,6 +9,7 @@ from typing import Any
 
 from nubes.app import App
 from nubes.kernel.rng import rng
+from nubes.storm import loops
 from nubes.storm.attempts import Attempt
 from nubes.storm.program import Program
 from nubes.storm.spec import CLOCK, DELAY, DELAYS_S, KILL, KINDS, MACHINE, REST, STEPS_S, Fault, Outcome, Schedule
@@ -16,14 +17,14 @@ from nubes.storm.tasks import Endless, Home
 from nubes.storm.world import EPOCH_S, SCENARIO_OWNER, Points, World
 
 LONGEST_S = 3 * 86_400.0  # when a day that has not come to rest is taken never to
-MOST_FAULTS = 5
+MOST_FAULTS, MOST_KINDS = 5, 3  # of one day
 _RATES = (0.5, 0.2, 0.1, 0.03)  # of points that have a fault
 
 
 def drawn(seed: int) -> Points:
     """Faults by chance: each day has its own few kinds, rate and number of them. Day 0 has none."""
     chance = rng(seed, "storm")
-    kinds = chance.sample(KINDS, chance.randint(1, len(KINDS)))
+    kinds = chance.sample(KINDS, chance.randint(1, MOST_KINDS))
     rate = chance.choice(_RATES)
     left = chance.randint(1, MOST_FAULTS) if seed else 0
 
@@ -94,15 +95,10 @@ def _day(world: World, scenario: str) -> tuple[str, str, str]:
     world.quiet = True
     world.say(0, "at rest")
     for name, holds in app[0].invariants.items():
-        broken: list[str] = []
-        check = world.tasks.start(lambda holds=holds: broken.append(_judged(world, holds)), home)  # type: ignore[misc]
-        check.about = about
-        while not broken:
-            if not world.tasks.step(until + LONGEST_S):
-                broken.append(f"It waits for {check.waits}.")
-        if broken[0]:
-            world.say(0, f"{name}: {broken[0]}")
-            return name, broken[0], ended[0]
+        message = _held(world, holds, home, about)
+        if message:
+            world.say(0, f"{name}: {message}")
+            return name, message, ended[0]
     return "", "", ended[0]
 
 
@@ -113,6 +109,17 @@ def _failure(world: World, run: Callable[[], Any]) -> str:
         world.say(0, f"the scenario ends with {type(error).__name__}: {error}")
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def _held(world: World, holds: Callable[[], Any], home: Home, about: Attempt) -> str:
+    """Why an invariant does not hold; empty if it does. It may take its time, and no faults come any more."""
+    said: list[str] = []
+    task = world.tasks.start(lambda: said.append(_judged(world, holds)), home)
+    task.about = about
+    while not said:
+        if not world.tasks.step(world.tasks.now + LONGEST_S):
+            return f"It waits for {task.waits}."
+    return said[0]
 
 
 def _judged(world: World, holds: Callable[[], Any]) -> str:
@@ -137,8 +144,4 @@ def complaint(error: BaseException) -> str:
 
 
 def _finished(world: World, result: Any) -> Any:
-    if inspect.iscoroutine(result):
-        from nubes.storm import loops
-
-        return loops.finish(world.tasks, result)
-    return result
+    return loops.finish(world.tasks, result) if inspect.iscoroutine(result) else result

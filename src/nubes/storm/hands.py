@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nubes.drivers.local import endings, loading, payload, wire
 from nubes.functions import events as e
 from nubes.functions.spec import FunctionSpec
+from nubes.storm import loops
 from nubes.storm.tasks import Home
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Instance(Home):
         plane = self.world.plane
         try:
             app, self.modules = self.world.program.load()
-            app.deployment.client = self.world.client
+            app.deployment.client = self.world.client  # type: ignore[assignment]
             self.settle()
             self.target = loading.raw(app.functions[self.spec.name.partition("/")[2]])
             if self.spec.kind == "class":
@@ -109,7 +110,7 @@ class Instance(Home):
             loaded = [payload.loads(data) for data in inputs]
             args = [[one[0][position] for one in loaded] for position in range(len(loaded[0][0]))]
             kwargs = {key: [one[1][key] for one in loaded] for key in loaded[0][1]}
-            self.world.begin(calls[0], self, args, kwargs)
+            self.world.begin(calls[0], self, tuple(args), kwargs)
             results = list(self._finished(function(*args, **kwargs)))
             if len(results) != len(calls):
                 raise TypeError(f"A batched function returned {len(results)} results for {len(calls)} inputs.")
@@ -131,11 +132,9 @@ class Instance(Home):
 
     def _finished(self, result: Any) -> Any:
         """What a function gave; of an async one, what comes of it."""
-        if inspect.iscoroutine(result) or inspect.isasyncgen(result):
-            from nubes.storm import loops
-
-            return loops.finish(self.world.tasks, result)
-        return result
+        if inspect.isasyncgen(result):
+            return loops.each(self.world.tasks, result)
+        return loops.finish(self.world.tasks, result) if inspect.iscoroutine(result) else result
 
 
 class SimulatedHands:

@@ -4,7 +4,6 @@ the schedule says. Instances are told of it by the environment variable NUBES_ST
 
 from __future__ import annotations
 
-import contextvars
 import inspect
 import mmap
 import os
@@ -19,14 +18,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nubes import ids
-from nubes.client import client as blocking
-from nubes.client import pool
 from nubes.client.connection import Connection
-from nubes.drivers.local import loading, printed, wire
+from nubes.drivers.local import loading, printed
 from nubes.functions.spec import Code
-from nubes.kernel.errors import NubesError
-from nubes.storm import senses
+from nubes.storm import counting, senses
 from nubes.storm.attempts import Attempt, chance_of
+from nubes.storm.counting import attempt
 from nubes.storm.spec import CLOCK, DELAY, KILL, MACHINE, RESTART, Fault, Schedule, call_id, child
 from nubes.storm.turns import Place, Turns
 
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 
 VARIABLE = "NUBES_STORM"  # the folder of the performance
 
-attempt: contextvars.ContextVar[Attempt | None] = contextvars.ContextVar("attempt", default=None)
 _clock = struct.Struct("<d")
 _new_id = ids.new
 
@@ -143,45 +139,6 @@ class _Lived(senses.Senses):
         return None if mine is None else chance_of(self._stage.schedule.seed, mine)
 
 
-class _Counted(Connection):
-    """A connection whose frames are operations."""
-
-    stage: Stage
-
-    def send(self, data: bytes) -> None:
-        frame = wire.unbody(data[4 : 4 + int.from_bytes(data[:4], "little")]) if data else [-1]
-        if frame[0] in (wire.CALL, wire.CANCEL):
-            self.stage.turn()
-        try:
-            super().send(data)
-        finally:
-            if (frame[0] == wire.CALL and not frame[5]) or frame[0] == wire.CANCEL:
-                self.stage.done()
-
-    def recv(self) -> list[Any]:
-        try:
-            frame = super().recv()
-        except (NubesError, TimeoutError):
-            self.stage.done()
-            raise
-        if frame[0] in (wire.RESULT, wire.YIELD, wire.ACCEPTED, wire.PENDING):
-            self.stage.turn()
-            self.stage.done()
-        return frame
-
-    def put(self, name: str, arguments: dict[str, Any]) -> list[Any]:
-        if name == "store":
-            self.stage.turn()
-        mine = attempt.get()
-        attempt.set(None)  # what is asked takes no number from the calls
-        try:
-            return super().put(name, arguments)
-        finally:
-            attempt.set(mine)
-            if name == "store":
-                self.stage.done()
-
-
 def _numbered() -> int:
     """A new id: of a call, the one that the simulation gave it."""
     mine = attempt.get()
@@ -194,8 +151,7 @@ def _numbered() -> int:
 def install(folder: Path) -> Stage:
     """From here on this process is one of the performance's."""
     stage = Stage(folder)
-    _Counted.stage = stage
-    pool.Connection = blocking.Connection = _Counted  # type: ignore[misc]
+    counting.install(stage)
     ids.new = _numbered
     senses.install(_Lived(stage))
     return stage
@@ -211,7 +167,7 @@ def enter(me: Instance) -> Callable[[Code], Any]:
         function, is_async = plain(of)
         return _around(stage, function, name), is_async
 
-    me.method = method  # type: ignore[method-assign]
+    me.method = method  # type: ignore[method-assign, assignment]
 
     def load(code: Code) -> Any:
         target = loading.load(code)
@@ -259,6 +215,6 @@ async def _each_awaited(stage: Stage, items: AsyncIterator[Any]) -> AsyncIterato
     stage.done()
 
 
-def _each(stage: Stage, items: Generator[Any, None, Any]) -> Generator[Any, None, Any]:
+def _each(stage: Stage, items: Any) -> Generator[Any, None, Any]:
     yield from items
     stage.done()

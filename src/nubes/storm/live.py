@@ -1,4 +1,4 @@
-"""Plays a schedule for real: a control plane of its own in a scratch folder, real instances, SIGKILL where it says so."""
+"""Plays a schedule for real: a control plane of its own in a scratch folder, real instances, real SIGKILL."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def play(what: str, schedule: Schedule, outcome: Outcome) -> Verdict:
-    """Plays the day of `schedule` on the local driver, in the order in which its simulation (`outcome`) went. Raises `NubesError` if it cannot be played."""
+    """Plays the day of `schedule` on the local driver, in the order in which its simulation (`outcome`) went.
+
+    Raises `NubesError` if it cannot be played.
+    """
     folder = Path(tempfile.mkdtemp(prefix="nubes-storm-"))
     begun = time.monotonic()
     try:
@@ -67,7 +70,7 @@ def _perform(what: str, folder: Path, env: dict[str, str]) -> Verdict:
 
 
 class Cloud:
-    """A control plane on a folder, which comes back whenever it is killed. `env` is what its clients need to find it."""
+    """A control plane on a folder, which comes back whenever it is killed. Its clients find it by `env`."""
 
     def __init__(self, folder: Path) -> None:
         self._stage = folder / "stage"

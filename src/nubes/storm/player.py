@@ -1,5 +1,7 @@
-"""The client of a live storm: `python -m nubes.storm.player FILE` deploys the app, plays the scenario, waits for rest and
-checks the invariants on what is stored then. Its last line is the verdict.
+"""The client of a live storm: `python -m nubes.storm.player FILE`.
+
+It deploys the app, plays the scenario, waits for rest and checks the invariants on what is stored then. Its last line
+is the verdict.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from nubes.cli import target
 from nubes.kernel.errors import NubesError
 from nubes.storm import inside, senses
 from nubes.storm.attempts import Attempt
+from nubes.storm.counting import attempt
 from nubes.storm.day import complaint, verdict
 from nubes.storm.live import Verdict
 from nubes.storm.spec import REST
@@ -37,14 +40,14 @@ def main() -> None:
     senses.dress(module)
     app.deploy()
     scenario = Attempt(0, "", "", 1)
-    inside.attempt.set(scenario)
+    attempt.set(scenario)
     stage.point(scenario)
     stopped = ""
     try:
         _finished(app.scenarios[stage.schedule.scenario])
     except Exception as error:
         stopped = f"{type(error).__name__}: {error}"
-    inside.attempt.set(None)
+    attempt.set(None)
     made = Verdict(stopped=stopped)
     if not _rests():
         made = Verdict(REST, "Calls are still under way.", stopped)

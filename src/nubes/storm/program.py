@@ -25,7 +25,7 @@ class Program:
     """The file of an app. `load` gives a process its own copy of the user's modules, as an import there would."""
 
     def __init__(self, what: str) -> None:
-        """`what` is FILE or FILE::APP. Raises `UsageError`, `NotFound`, or `UserError` around what its import raises."""
+        """`what` is FILE or FILE::APP. Raises `UsageError`, `NotFound`, or `UserError` with what its import raised."""
         module, name = target.load(what, as_module=False)
         self.file = Path(what.partition("::")[0]).absolute()
         self.code: CodeType = compile(self.file.read_bytes(), str(self.file), "exec")

@@ -14,9 +14,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 _CHANCE = (
-    "random uniform randint randrange choice choices shuffle sample gauss normalvariate lognormvariate expovariate "
-    "betavariate gammavariate paretovariate weibullvariate triangular vonmisesvariate getrandbits randbytes"
-).split()
+    "betavariate", "choice", "choices", "expovariate", "gammavariate", "gauss", "getrandbits", "lognormvariate",
+    "normalvariate", "paretovariate", "randbytes", "randint", "random", "randrange", "sample", "shuffle", "triangular",
+    "uniform", "vonmisesvariate", "weibullvariate",
+)  # fmt: skip
 
 
 class Senses:
@@ -62,7 +63,7 @@ def install(senses: Senses) -> None:
     _clock("time", _time, lambda: _senses.wall())
     _clock("monotonic", _monotonic, lambda: _senses.monotonic())
     _clock("perf_counter", _perf_counter, lambda: _senses.monotonic())
-    time.sleep = _slept
+    time.sleep = _slept  # type: ignore[assignment]
     os.urandom = random._urandom = _drawn  # type: ignore[attr-defined]
     for name in _CHANCE:
         setattr(random, name, _by_chance(name, getattr(random, name)))
@@ -110,7 +111,7 @@ def _by_chance(name: str, real: Any) -> Any:
     return draw
 
 
-# -- datetime, whose classes cannot be changed, but stood in for in the user's modules -----------------------------------
+# -- datetime, whose classes cannot be changed, but stood in for in the user's modules -------------------------------
 
 
 class _Looks(type):

@@ -17,8 +17,8 @@ FEW = 6  # of so many things all subsets are tried
 def fewest(things: tuple[T, ...], fails: Callable[[tuple[T, ...]], bool]) -> tuple[T, ...]:
     """A smallest part of `things` that still `fails`, in their order.
 
-    Of a few things no smaller part fails. Of many, delta debugging comes first (Zeller and Hildebrandt, *Simplifying and
-    isolating failure-inducing input*, TSE 2002), after which none can be left out.
+    Of a few things no smaller part fails. Of many, delta debugging comes first (Zeller and Hildebrandt, *Simplifying
+    and isolating failure-inducing input*, TSE 2002), after which none can be left out.
     """
     if len(things) > FEW:
         things = _debugged(things, fails)

@@ -13,7 +13,7 @@ from nubes.kernel.errors import UsageError
 KILL, MACHINE, RESTART, DELAY, CLOCK = "kill", "machine", "restart", "delay", "clock"
 KINDS = (KILL, DELAY, CLOCK, RESTART, MACHINE)  # the simplest first
 DELAYS_S = (1.0, 3.0, 10.0, 30.0)
-STEPS_S = (60.0, -60.0, 3600.0, -3600.0, 86_400.0, -86_400.0)
+STEPS_S = (60.0, 3600.0, 86_400.0, -60.0, -3600.0)
 REST = "comes_to_rest"  # what is checked beside the app's own invariants: every day ends
 SCENARIO = ""  # stands where the call of a function would
 
@@ -21,10 +21,10 @@ SCENARIO = ""  # stands where the call of a function would
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
     """Something happens at a point: in one attempt of a call, once so many of its operations are done.
 
-    `kind` is `kill` (of the instance that runs it), `machine` (of that instance is lost), `restart` (of the control
-    plane), `delay` (the next operation comes `seconds` later) or `clock` (steps by `seconds`). `call` says which: "3" is
-    the third call that the scenario made, "3/1" the first that this one made, "3:2/1" the first that its second attempt
-    made, "@1" the first that a schedule made, and "" the scenario itself.
+    `kind` is `kill` (of the instance that runs it), `machine` (that instance's, which is lost), `restart` (of the
+    control plane), `delay` (the next operation comes `seconds` later) or `clock` (steps by `seconds`). `call` says
+    which: "3" is the third call that the scenario made, "3/1" the first that this one made, "3:2/1" the first that its
+    second attempt made, "@1" the first that a schedule made, and "" the scenario itself.
     """
 
     kind: str

@@ -44,12 +44,12 @@ class Task:
 
     __slots__ = ("about", "body", "dead", "home", "loop", "waits")
 
-    def __init__(self, body: greenlet.greenlet, home: Home) -> None:
-        self.body = body
+    def __init__(self, home: Home) -> None:
+        self.body: greenlet.greenlet
         self.home = home
         self.dead = False
         self.waits = ""  # for what, if it does
-        self.loop: Any = None  # the event loop that runs in it
+        self.loop: Any = None  # the virtual event loop that runs in it
         self.about: Any = None
 
 
@@ -91,7 +91,8 @@ class Tasks:
 
     def start(self, run: Callable[[], object], home: Home) -> Task:
         """A task that runs `run`, as soon as it is its turn."""
-        task = Task(greenlet.greenlet(lambda _: self._live(task, run), self._hub), home)
+        task = Task(home)
+        task.body = greenlet.greenlet(lambda _: self._live(task, run), self._hub)
         home.tasks.add(task)
         self.wake(task)
         return task

@@ -19,12 +19,13 @@ import msgspec
 from nubes.cli.errors import UserError
 from nubes.kernel.errors import NubesError
 from nubes.kernel.policy import load as load_policies
-from nubes.storm import day, senses, shrink
-from nubes.storm.messages import Answer, Days, Died, Played, Ready, Refused, Replay, Replayed, Request, Shrink, Shrunk
+from nubes.storm import day, loops, senses, shrink
+from nubes.storm.messages import Answer, Days, Died, Played, Ready, Refused, Replayed, Request, Shrink, Shrunk
+from nubes.storm.present import tasks_of_now
 from nubes.storm.program import Program
 from nubes.storm.spec import Schedule
 
-LONGEST_DAY_S = 20  # of a processor's time
+LONGEST_DAY_S = 60
 
 
 def main() -> None:
@@ -55,6 +56,7 @@ def _load(what: str, answers: Any) -> Program | None:
     senses.install(senses.Senses())
     try:
         load_policies()
+        loops.install(tasks_of_now)
         return Program(what)
     except NubesError as error:
         _send(answers, Refused(type(error).__name__, error.message, error.hint))
@@ -68,7 +70,7 @@ def _answer(program: Program, request: Request, where: mmap.mmap, answers: Any) 
 
     def begin(number: int) -> None:
         where[:8] = struct.pack("<q", number)
-        signal.setitimer(signal.ITIMER_PROF, LONGEST_DAY_S)
+        signal.setitimer(signal.ITIMER_REAL, LONGEST_DAY_S)
 
     answer: Answer
     if isinstance(request, Days):
@@ -116,8 +118,8 @@ def shrunk(program: Program, schedule: Schedule, begin: Any = lambda number: Non
 
 
 def _how(code: int) -> str:
-    if code == -signal.SIGPROF:
-        return f"it computes for more than {LONGEST_DAY_S} s"
+    if code == -signal.SIGALRM:
+        return f"it takes more than {LONGEST_DAY_S} s"
     return f"it is ended by {signal.Signals(-code).name}" if code < 0 else f"it exits with code {code}"
 
 

@@ -1,14 +1,12 @@
 """One simulated day: a control plane, machines, stores and clocks in one thread, and the user's app on them.
 
 The plane, the controller and the policies are those that run live. Operations take no time of their own, so that a task
-goes on until it waits: whatever two tasks do to each other in between comes from a fault, which can be named and repeated.
+goes on until it waits: whatever two tasks do to each other in between comes from a fault, which can be named.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 from nubes.client import finding
@@ -16,22 +14,23 @@ from nubes.drivers.local.plane import Plane
 from nubes.functions import events as e
 from nubes.functions.controller import INNER_CALLS, Functions
 from nubes.kernel.errors import Unavailable, UsageError
-from nubes.kernel.rng import rng
 from nubes.storm import senses
-from nubes.storm.attempts import Attempt, chance_of, describe
-from nubes.storm.client import AWAY, Inbox, SimulatedClient
+from nubes.storm.attempts import Attempt, describe
+from nubes.storm.client import AWAY, SimulatedClient
 from nubes.storm.hands import NEWS_S, Instance, SimulatedHands
+from nubes.storm.inbox import Inbox
 from nubes.storm.journal import Journal, Loop
+from nubes.storm.operations import Opened, Operation
+from nubes.storm.present import Present
 from nubes.storm.program import Program
 from nubes.storm.spec import CLOCK, DELAY, KILL, MACHINE, RESTART, Fault, beneath, child
 from nubes.storm.stores import MemoryStores
-from nubes.storm.tasks import Home, Task, Tasks
+from nubes.storm.tasks import Task, Tasks
 
 EPOCH_S = 1_700_000_000.0  # when every day begins
 MACHINES, CPU, MEMORY_BYTES = 2, 8.0, 16 << 30
 DOWN_S = 1.0  # how long a control plane is away
 REJOIN_S = 5.0  # until another machine takes the place of one that was lost
-PATIENT_OPERATIONS = 100  # so many operations of a task without waiting take a moment: others get their turn
 SCENARIO_OWNER = 1
 
 Points = Callable[["Attempt"], Fault | None]
@@ -60,11 +59,13 @@ class World:
         self.generation = 0  # of the control plane
         self.paths: dict[int, str] = {0: ""}
         self.attempts: dict[int, int] = {}
+        self.tells = tell is not None
+        self.began_s = EPOCH_S
         self._tell = tell
-        self._inboxes: set[Inbox] = set()
+        self.inboxes: set[Inbox] = set()
         self._stirred: list[Task] = []
-        _Seen.world = self
-        senses.install(_Seen())
+        Present.world = self
+        senses.install(Present())
         finding.use(self.client)
         self._rise()
         self.plane.feed(e.Deployed(program.app, 1, program.specs))
@@ -99,19 +100,19 @@ class World:
 
     def new_call(self, function: str) -> tuple[int, int]:
         """The id of a call that is made here, and the connection it comes from."""
-        task = self._task()
+        task = self.task()
         attempt: Attempt = task.about
         attempt.calls += 1
         id = child(attempt.id, attempt.number, attempt.calls)
         self.paths[id] = beneath(attempt.call, attempt.number, attempt.calls)
         return id, task.home.owner
 
-    def inbox(self) -> _Opened:
-        return _Opened(self)
+    def inbox(self) -> Opened:
+        return Opened(self)
 
     def wait_for_stir(self, what: str, until: float | None) -> None:
         """Waits until a queue changes, or that time. Raises `Unavailable` if the control plane goes away."""
-        task, generation = self._task(), self.generation
+        task, generation = self.task(), self.generation
         self._stirred.append(task)
         if until is not None:
             self.tasks.call_later(until - self.tasks.now, self.stir)
@@ -124,7 +125,7 @@ class World:
         for task in waiting:
             self.tasks.wake(task)
 
-    def _task(self) -> Task:
+    def task(self) -> Task:
         task = self.tasks.here()
         if task is None or task.about is None:
             raise UsageError(
@@ -166,7 +167,7 @@ class World:
 
     def fire(self, fault: Fault) -> None:
         """Makes a fault come about here. Does not return to a task that it ends."""
-        home = self._task().home
+        home = self.task().home
         if not isinstance(home, Instance) and fault.kind in (KILL, MACHINE):
             return
         self.fired.append(fault)
@@ -190,7 +191,7 @@ class World:
         self.down = True
         self.generation += 1
         self.loop.close()
-        for inbox in self._inboxes:
+        for inbox in self.inboxes:
             inbox.lost()
         self.stir()
         self.tasks.call_later(DOWN_S, self._rise)
@@ -204,7 +205,7 @@ class World:
         if self._tell is not None:
             self.say(1, f"{verb} {what!r}")
 
-    # -- rest ------------------------------------------------------------------------------------------------------------
+    # -- rest ----------------------------------------------------------------------------------------------------
 
     @property
     def rests(self) -> bool:
@@ -217,115 +218,4 @@ class World:
             self.tasks.end(one)
         self.tasks.close()
         finding.use(None)
-        _Seen.world = None
-
-
-class Operation:
-    """One operation, from before it begins to after its answer is there, and the point after it."""
-
-    __slots__ = ("_attempt", "_reaches", "_what", "_world", "told")
-
-    def __init__(self, world: World, what: Callable[[], str], reaches: bool) -> None:
-        self._world = world
-        self._what = what
-        self._reaches = reaches
-        self._attempt: Attempt
-        self.told = ""
-
-    def gave(self, answer: Any) -> None:
-        """What came of it, for the story."""
-        if self._world._tell is not None and answer is not None:
-            self.told = f" -> {shown(answer)}"
-
-    def __enter__(self) -> Operation:
-        world = self._world
-        self._attempt = world._task().about
-        world.operations += 1
-        if self._reaches:
-            world.reach()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        world, attempt = self._world, self._attempt
-        if kind is GeneratorExit:
-            return
-        if world._tell is not None:
-            who = f"{attempt.function} {attempt.call}" if attempt.call else "the scenario"
-            failed = f", which raises {kind.__name__}" if kind is not None else self.told
-            world.say(1, f"{who}: {self._what()}{failed}")
-        attempt.after += 1
-        world.point(attempt)
-        if not attempt.after % PATIENT_OPERATIONS:
-            world.tasks.sleep(0.001)
-
-
-class _Opened:
-    """`with world.inbox() as inbox:` what is told goes to nobody after the block."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._inbox = Inbox(world)
-
-    def __enter__(self) -> Inbox:
-        self._local = self._world._task().home.local
-        if self._local:  # those of instances go with them
-            self._world._inboxes.add(self._inbox)
-        return self._inbox
-
-    def __exit__(self, *_: object) -> None:
-        self._world._inboxes.discard(self._inbox)
-
-
-class _Seen(senses.Senses):
-    """What the tasks of the world of this moment see."""
-
-    world: World | None = None
-
-    @staticmethod
-    def _attempt() -> tuple[World, Attempt | None] | None:
-        world = _Seen.world
-        task = world.tasks.here() if world is not None else None
-        return (world, task.about) if world is not None and task is not None else None
-
-    def wall(self) -> float | None:
-        seen = self._attempt()
-        return seen and seen[0].tasks.now + seen[0].stepped_s
-
-    def monotonic(self) -> float | None:
-        seen = self._attempt()
-        return seen and seen[0].tasks.now - EPOCH_S
-
-    def sleep(self, seconds: float) -> bool:
-        seen = self._attempt()
-        if seen is None:
-            return False
-        seen[0].tasks.sleep(seconds)
-        return True
-
-    def chance(self) -> random.Random | None:
-        seen = self._attempt()
-        if seen is None:
-            return None
-        world, attempt = seen
-        if attempt is None:
-            return rng(world.seed)
-        if attempt.chance is None:
-            attempt.chance = chance_of(world.seed, attempt)
-        return attempt.chance
-
-    def bytes(self, count: int) -> bytes | None:
-        chance = self.chance()
-        return None if chance is None else chance.randbytes(count)
-
-
-def shown(answer: Any) -> str:
-    """What an operation on a store gave, for people."""
-    from nubes.drivers.local import payload
-
-    if isinstance(answer, (bytes, bytearray)):
-        return repr(payload.loads(bytes(answer)))
-    if isinstance(answer, (list, tuple)):
-        return "[" + ", ".join(shown(one) for one in answer if one is not None) + "]"
-    return repr(answer)
+        Present.world = None

@@ -29,5 +29,5 @@ def day() -> None:
 
 @app.invariant
 def every_order_has_a_receipt() -> str | None:
-    missing = [order for order in orders.keys() if order not in receipts]
+    missing = [order for order in list(orders.keys()) if order not in receipts]
     return f"Without a receipt: {missing}." if missing else None

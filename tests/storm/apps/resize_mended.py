@@ -11,14 +11,14 @@ PICTURES = ["cat", "dog", "owl", "fox"]
 
 @app.function(retries=5)
 def work() -> None:
-    for picture in waiting.keys():
+    for picture in list(waiting.keys()):
         small[picture] = f"{picture}, small"
         waiting.pop(picture, None)
 
 
 @app.scenario
 def day() -> None:
-    waiting.update({picture: True for picture in PICTURES})
+    waiting.update(dict.fromkeys(PICTURES, True))
     workers = [work.spawn() for _ in range(2)]
     for worker in workers:
         worker.get()
