@@ -45,6 +45,7 @@ class Instance(Home):
     def live(self) -> None:
         """Its whole life, as one task."""
         plane = self.world.plane
+        self.world.be(self)
         try:
             app, self.modules = self.world.program.load()
             app.deployment.client = self.world.client  # type: ignore[assignment]
@@ -100,7 +101,7 @@ class Instance(Home):
         except BaseException as error:
             ok, out, pushed = False, endings.failure(error), endings.backpressure(error)
             self.world.tell("raises", error)
-        self.world.finish()
+        self.world.finish(self)
         took = self.world.tasks.now - begun
         self.world.plane.instance_frame(self.id, [wire.DONE, call, ok, took, out, pushed, False])
 
@@ -118,7 +119,7 @@ class Instance(Home):
         except BaseException as error:
             ok, outputs = False, [endings.failure(error)] * len(calls)
             pushed = endings.backpressure(error)
-        self.world.finish()
+        self.world.finish(self)
         took = (self.world.tasks.now - begun) / len(calls)
         for call, out in zip(calls, outputs, strict=True):
             self.world.plane.instance_frame(self.id, [wire.DONE, call, ok, took, out, pushed, False])

@@ -57,6 +57,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._tasks = tasks
         self._selector = _Selector(tasks)
+        self._clock_resolution = 1e-6  # epoch seconds as floats are no finer
 
     def time(self) -> float:
         return self._tasks.now

@@ -150,15 +150,22 @@ class World:
             self.say(0, f"{function}({given}) begins: call {path}{again}, on machine {instance.machine}")
         self.point(attempt)
 
-    def finish(self) -> None:
+    def finish(self, instance: Instance) -> None:
         """The call that runs here has its answer, and nobody knows of it yet."""
-        attempt: Attempt | None = self.tasks.current.about if self.tasks.current else None
-        if attempt is not None:
+        attempt: Attempt = self.task().about
+        if attempt.id >= 0:
             attempt.after += 1
             self.point(attempt)
+        self.be(instance)
+
+    def be(self, instance: Instance) -> None:
+        """What this task does now is no call's: an instance's set-up and its end. No faults have their place there."""
+        task = self.tasks.current
+        assert task is not None
+        task.about = Attempt(-instance.id, f"#{instance.id}", instance.spec.name.partition("/")[2], 1)
 
     def point(self, attempt: Attempt) -> None:
-        if self.quiet:
+        if self.quiet or attempt.call.startswith("#"):
             return
         self.order.append((attempt.id, attempt.function, attempt.number, attempt.after))
         fault = self.points(attempt)
