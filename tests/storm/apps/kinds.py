@@ -29,8 +29,7 @@ async def slowly(x: int) -> int:
 
 @app.function()
 def count(n: int):
-    for number in range(n):
-        yield number
+    yield from range(n)
 
 
 @app.function()
@@ -145,3 +144,18 @@ def the_clock_called() -> str | None:
     if "took" in answers and sum(key[0] == "hourly" for key in seen.keys() if isinstance(key, tuple)) < 2:  # noqa: SIM118
         return "It did not."
     return None
+
+
+@app.scenario
+def brief() -> None:
+    answers["async"] = shortly.remote(3)
+    answers["asyncio"] = asyncio.run(_together())
+    answers["items"] = list(count.remote_gen(3)), list(count_async.remote_gen(3))
+    answers["batch"] = sorted(squares.map(range(6)))
+    answers["chain"] = double.then(double).remote(5)
+
+
+@app.function(retries=5)
+async def shortly(x: int) -> int:
+    first, second = await asyncio.gather(double.remote.aio(x), double.remote.aio(x + 1))
+    return first + second
