@@ -174,3 +174,13 @@ def test_every_kind_of_fault_is_drawn() -> None:
     assert search.found is not None
     assert search.found.schedule.faults == ()  # it fails without any
     assert set(KINDS) == {"kill", "machine", "restart", "delay", "clock"}
+
+
+@pytest.mark.parametrize("kind", ["restart", "machine"])
+def test_restarts_and_lost_machines_come_about_live(kind: str) -> None:
+    schedule = Schedule("day", 0, (Fault(kind, "1", "charge", after=2),))
+    with crew(str(APPS / "charge.py"), 1) as made:
+        outcome = made.replay(schedule)
+    assert outcome.message == "Charges by order: {'tea': 2}."
+    verdict = live.play(str(APPS / "charge.py"), schedule, outcome)
+    assert (verdict.message, verdict.faults) == (outcome.message, 1)

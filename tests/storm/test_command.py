@@ -109,3 +109,11 @@ def test_modules_beside_the_app_belong_to_an_instance_too(tmp_path: Path) -> Non
     killed.write_text(json.dumps({"scenario": "day", "faults": [fault]}))
     done = storm(tmp_path / "app.py", "--replay", killed, "--json")
     assert json.loads(done.stdout)["message"] == "[1, 1, 1]"
+
+
+def test_a_schedule_of_another_app_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "storm.json").write_text('{"scenario": "night"}')
+    done = storm(APPS / "charge.py", "--replay", tmp_path / "storm.json")
+    assert done.returncode == 2
+    assert "no scenario 'night'" in done.stderr
+    assert "There are: day." in done.stderr

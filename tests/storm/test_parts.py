@@ -125,3 +125,9 @@ def test_the_library_alone_does_not_bring_a_storm_along() -> None:
     code = "import nubes, sys; nubes.App('a'); print([m for m in sys.modules if 'storm' in m or m == 'greenlet'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_example_in_the_documentation_is_the_app_that_is_tested() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "storm.md").read_text()
+    app = (Path(__file__).parent / "apps" / "charge.py").read_text().split('"""\n', 1)[1].strip()
+    assert f"```python\n{app}\n```" in page

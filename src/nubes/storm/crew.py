@@ -61,8 +61,7 @@ class Worker:
         if self.ready is None:
             first = self._read()
             if isinstance(first, Refused):
-                kind = getattr(errors, first.kind, NubesError)
-                raise kind(first.message, first.hint)
+                raise _error(first)
             assert isinstance(first, Ready)
             self.ready = first
         self._process.stdin.write(msgspec.json.encode(request) + b"\n")
@@ -151,7 +150,14 @@ class Crew:
         return answer.outcome
 
 
+def _error(refused: Refused) -> NubesError:
+    kind: type[NubesError] = getattr(errors, refused.kind, NubesError)
+    return kind(refused.message, refused.hint)
+
+
 def _alive(answer: Any) -> Any:
+    if isinstance(answer, Refused):
+        raise _error(answer)
     if isinstance(answer, Died):
         raise NubesError(
             f"Day {answer.day} cannot be played to its end: {answer.how}.",

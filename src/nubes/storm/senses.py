@@ -15,8 +15,8 @@ from typing import Any
 
 _CHANCE = (
     "betavariate", "choice", "choices", "expovariate", "gammavariate", "gauss", "getrandbits", "lognormvariate",
-    "normalvariate", "paretovariate", "randbytes", "randint", "random", "randrange", "sample", "shuffle", "triangular",
-    "uniform", "vonmisesvariate", "weibullvariate",
+    "normalvariate", "paretovariate", "randbytes", "randint", "random", "randrange", "sample", "seed", "shuffle",
+    "triangular", "uniform", "vonmisesvariate", "weibullvariate",
 )  # fmt: skip
 
 

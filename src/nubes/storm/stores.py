@@ -72,9 +72,10 @@ class MemoryStores:
         if not arguments.get("skip"):
             entries.update(pairs)
             return True
-        fresh = [(key, value) for key, value in pairs if key not in entries]
-        entries.update(fresh)
-        return len(fresh) == len(pairs)
+        before = len(entries)
+        for key, value in pairs:
+            entries.setdefault(key, value)
+        return len(entries) - before == len(pairs)
 
     def dict_pop(self, arguments: dict[str, Any]) -> bytes | None:
         return self._find(arguments).entries.pop(arguments["key"], None)

@@ -79,7 +79,7 @@ def _answer(program: Program, request: Request, where: mmap.mmap, answers: Any) 
         answer = shrunk(program, request.schedule, begin)
     else:
         begin(request.schedule.seed)
-        answer = Replayed(day.replay(program, request.schedule, tell=True))
+        answer = replayed(program, request.schedule)
     _send(answers, answer)
 
 
@@ -115,6 +115,14 @@ def shrunk(program: Program, schedule: Schedule, begin: Any = lambda number: Non
     small = shrink.smallest(schedule, fails)
     outcome = day.replay(program, small)
     return Shrunk(msgspec.structs.replace(small, message=outcome.message), played)
+
+
+def replayed(program: Program, schedule: Schedule) -> Replayed | Refused:
+    """The day of a schedule, with its story."""
+    if schedule.scenario not in program.scenarios:
+        known = ", ".join(program.scenarios)
+        return Refused("NotFound", f"The app has no scenario {schedule.scenario!r}.", f"There are: {known}.")
+    return Replayed(day.replay(program, schedule, tell=True))
 
 
 def _how(code: int) -> str:
