@@ -52,7 +52,7 @@ def test_the_state_in_a_bundle_is_the_state_that_is_recovered(plane, work, tmp_p
         for client in clients:
             client.start()
         assert accepted.wait(30)
-        time.sleep(chance.random() * 0.15)
+        time.sleep(chance.random() * 0.5)
         plane.kill()
         stop.set()
         for client in clients:
