@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
-from random import Random
 from statistics import mean, median
 from time import perf_counter
 from typing import Any
@@ -16,10 +15,9 @@ from nubes.cluster.policies.protean import PAPER, vms
 from nubes.cluster.seams import MachineView, Preference, Request, Validator
 from nubes.kernel.rng import rng
 from nubes.papers import Claim, Context, Result, at_least, at_most, below, reproduction
+from nubes.papers.zones import CORES, FILLED, MEMORY, fill, shares, types, zone
 from nubes.workloads import openb
 
-CORES, MEMORY = 64.0, 384 << 30
-FILLED = 0.7  # of what is scarcest in a zone, at random, before requests are timed
 CLUSTERS = 10  # of the large zone: the larger each is, the more the caches save
 AGENTS = 8
 MIXES = 5  # of types that are drawn for each seed, as when the first large request fails is much a matter of luck
@@ -110,39 +108,6 @@ def run(ctx: Context) -> Iterator[Result]:
 
 
 # -- speed ---------------------------------------------------------------------------------------------------------
-
-
-def types(draw: Random) -> list[Request]:
-    """50 VM types: a whole machine, and sizes from 1/64 of one on, evenly on a log scale."""
-    made = [Request("whole", CORES, MEMORY)]
-    for i in range(49):
-        part = 2.0 ** draw.uniform(-6.0, -0.5)
-        memory = min(1.0, 0.7 * part * 2.0 ** draw.uniform(-1.0, 1.0))
-        made.append(Request(f"type-{i}", round(CORES * part, 2), int(MEMORY * memory)))
-    return made
-
-
-def shares(kinds: Sequence[Request], draw: Random) -> list[float]:
-    """How often each type is asked for: small ones more often."""
-    return [(0.5 + draw.random()) / kind.cpu**0.5 for kind in kinds]
-
-
-def zone(size: int, clusters: int) -> Inventory:
-    inventory = Inventory()
-    for id in range(size):
-        inventory.put(MachineView(id, CORES, MEMORY, zone=f"cluster-{id * clusters // size:02}"))
-    return inventory
-
-
-def fill(inventory: Inventory, request: Callable[[], Request], draw: Random) -> list[tuple[int, Request]]:
-    """Places requests at random until `FILLED` of what is scarcest is taken; returns what is where."""
-    ids = sorted(inventory.machines)
-    there = []
-    while max(used / size for used, size in zip(inventory.used, inventory.sizes, strict=True) if size) < FILLED:
-        id, one = draw.choice(ids), request()
-        if inventory.commit(id, one):
-            there.append((id, one))
-    return there
 
 
 class Counted:
