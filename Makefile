@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow chaos check format papers docs bench clean
+.PHONY: help install demo test test-slow dst mutations chaos check format papers docs bench clean
 .DELETE_ON_ERROR:
 
 help:  ## Show what there is
@@ -23,6 +23,12 @@ test: $(VENV)/.dev  ## Run the tests
 
 test-slow: $(VENV)/.dev  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+dst: $(VENV)/.core  ## Run the control plane in SEEDS=1000 simulated worlds full of faults; SEED=5 tells the story of one
+	@$(BIN)/python -m nubes.drivers.sim.faults $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
+
+mutations: $(VENV)/.core  ## See whether those worlds notice each of the faults that can be put into the code
+	@$(BIN)/python -m nubes.drivers.sim.faults --mutations --seeds $(or $(SEEDS),2000)
 
 MINUTES ?= 5
 SEED ?= 0
@@ -48,7 +54,7 @@ docs: $(VENV)/.docs papers  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The documentation is in site/index.html."
 
-COMPARISONS := $(filter-out apps common llm_defaults llm_peers simpy_model,$(basename $(notdir $(wildcard bench/*.py))))
+COMPARISONS := $(filter-out apps common llm_defaults llm_peers ray_apps simpy_model,$(basename $(notdir $(wildcard bench/*.py))))
 
 bench: $(VENV)/.bench  ## Run every comparison with its peer; each also alone: make bench-calls, ...
 	@failed=; for name in $(COMPARISONS); do $(BIN)/python bench/$$name.py || failed="$$failed $$name"; done; \

@@ -8,6 +8,7 @@ import typer
 
 from nubes.cli import (
     apps,
+    bundles,
     calls,
     chaos,
     chat,
@@ -66,6 +67,8 @@ app.command(context_settings=PASSED_ON)(calls.invoke)
 app.command()(chat.chat)
 app.command()(replays.replay)
 app.command()(replays.why)
+app.command()(bundles.bundle)
+app.command("open")(bundles.open_bundle)
 app.command("try")(replays.try_policy)
 app.command()(replays.papers)
 app.command()(replays.reproduce)

@@ -1,12 +1,15 @@
-"""The seam of placement, and what its policies see of machines and of what is to be placed.
+"""The seams of placement and of disruption, and what their policies see.
 
-A policy is two lists of rules, the form that Protean (OSDI 2020) gave it: validators, which a machine must pass, and
-preferences in strict order, of which a later one only breaks the ties of those before it.
+A placement is two lists of rules, the form that Protean (OSDI 2020) gave it: validators, which a machine must pass, and
+preferences in strict order, of which a later one only breaks the ties of those before it. A disruption policy says
+which of the operations that an application is to suffer it can bear now: Twine's TaskControl (OSDI 2020).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
+from typing import ClassVar
 
 import msgspec
 
@@ -28,8 +31,8 @@ class MachineView:
     """A machine as policies see it. Sizes are bytes; what is used is what was promised, not what was measured."""
 
     __slots__ = (
-        "cpu", "cpu_used", "draining", "gpu", "gpu_used", "groups", "holds", "id", "memory_bytes", "memory_used",
-        "zone",
+        "changes", "cpu", "cpu_used", "draining", "gpu", "gpu_used", "groups", "holds", "id", "memory_bytes",
+        "memory_used", "zone",
     )  # fmt: skip
 
     def __init__(self, id: int, cpu: float, memory_bytes: float, gpu: float = 0.0, zone: str = "") -> None:
@@ -40,6 +43,7 @@ class MachineView:
         self.holds: dict[str, int] = {}  # kind -> how many of it are here
         self.groups: dict[str, int] = {}  # the same by group
         self.draining = False  # takes nothing new: it is to go
+        self.changes = 0  # counts the changes of `holds` and `groups`
 
     def room(self, request: Request) -> bool:
         """Whether what is free is enough for `request`."""
@@ -51,11 +55,19 @@ class MachineView:
 
     def count(self, request: Request, more: int) -> None:
         """Notes that `more` of what `request` stands for are here (fewer, if negative)."""
+        self.changes += 1
         for table, key in ((self.holds, request.kind), (self.groups, request.group)):
             if key:
                 table[key] = table.get(key, 0) + more
                 if not table[key]:
                     del table[key]
+
+    def take(self, request: Request, more: int) -> None:
+        """The same, and promises (or gives back) what they ask for."""
+        self.cpu_used += more * request.cpu
+        self.memory_used += more * request.memory_bytes
+        self.gpu_used += more * request.gpu
+        self.count(request, more)
 
     def freeze(self) -> MachineView:
         copy = MachineView.__new__(MachineView)
@@ -102,3 +114,35 @@ class Placement(Policy):
         if not self.preferences:
             return []
         return [(f"machine {m.id}", self.preferences[0].score(request, m)) for m in machines]
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """Something that takes a task down for a while, or moves it."""
+
+    id: int
+    kind: str  # update | restart | move | preempt | maintenance
+    task: str
+    deadline_s: float = inf  # when it is done whatever the application says
+
+
+class TaskView(msgspec.Struct, frozen=True):
+    """A task of an application: a replica, an instance."""
+
+    name: str
+    healthy: bool = True
+    leader: bool = False
+    shards: frozenset[str] = frozenset()  # what it holds a replica of
+
+
+@seam("disruption", default="at-once")
+class Disruption(Policy):
+    """Which operations on its tasks an application can bear now."""
+
+    asks: ClassVar[bool] = False  # whether the application itself is asked, and `allow` is not
+
+    @decision
+    def allow(
+        self, pending: Sequence[Operation], running: Sequence[Operation], tasks: Sequence[TaskView], now: float
+    ) -> list[int]:
+        """The ids of those among `pending` that may begin now, beside those that run. What is left is offered again."""
+        return [operation.id for operation in pending]

@@ -48,9 +48,10 @@ def resolve(c: State, call: Call, status: str, reason: str, output: bytes, now: 
 
 
 def forget(c: State, call: Call) -> None:
-    """It was never accepted: the next call with its key is the first one."""
-    c.results.pop(call.id, None)
-    if c.keys.get((call.asked, call.key)) == call.id:
+    """Nothing is kept of a call that was resolved, as if it had never come."""
+    for id in (call.id, *call.also):
+        c.results.pop(id, None)
+    if call.key and c.keys.get((call.asked, call.key)) == call.id:
         del c.keys[call.asked, call.key]
 
 

@@ -60,7 +60,7 @@ class Submitted(Event, frozen=True):
 class Cancelled(Event, frozen=True):
     call: int
     terminate: bool = False  # also end the instance that runs it
-    refused: bool = False  # it could not be kept, and its caller is told that it was not accepted
+    refused: bool = False  # it was never accepted: nothing of it is kept, and its idempotency key is free again
 
 
 class ClientGone(Event, frozen=True):

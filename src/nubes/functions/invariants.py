@@ -5,11 +5,12 @@ For tests and for simulations that inject faults: `check` after every event, on 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
+from nubes.functions.choosing import MOST_AHEAD, covered
 from nubes.functions.instances import SHORT
 from nubes.functions.queues import waiting
-from nubes.functions.serving import MOST_AHEAD, covered
 from nubes.functions.state import RETRIES, WAITS, Call, Function, Instance, State
 
 
@@ -180,10 +181,10 @@ def _tree(c: State) -> Iterator[str]:
     nodes = {id: n for group in c.tree.nodes.values() for id, n in group.items()}
     if nodes != c.tree.where:
         yield f"tree: {sorted(c.tree.where)} in one table, {sorted(nodes)} in the other"
+    children = Counter(node.parent for node in nodes.values())
     for node in nodes.values():
-        children = sum(n.parent == node.id for n in nodes.values())
-        if node.children != children:
-            yield f"node {node.id}: counts {node.children} children, has {children}"
+        if node.children != children[node.id]:
+            yield f"node {node.id}: counts {node.children} children, has {children[node.id]}"
         if node.parent and node.parent not in nodes:
             yield f"node {node.id}: its parent {node.parent} is gone"
     for machine, _ in c.tree.nodes:

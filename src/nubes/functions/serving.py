@@ -6,6 +6,7 @@ from heapq import heappop, heappush
 from math import inf
 
 from nubes.functions.answers import resolve
+from nubes.functions.choosing import ahead, batch_of, covered, open_for, used
 from nubes.functions.events import COLD, DELAYED, FAILED, WARM, Dispatch, SetTimer
 from nubes.functions.hedging import look_later, may_copy, others
 from nubes.functions.instances import SHORT, fall_idle, fits, start, stop, wait_short, wake, wanted
@@ -15,7 +16,6 @@ from nubes.functions.state import Call, Function, Instance, Machine, State
 from nubes.kernel.units import show_bytes
 
 START_FAILURES = 3  # starts in a row that may die before the calls that wait get an error
-MOST_AHEAD = 16  # calls that an instance may be handed at once, to run one after the other
 
 
 def arrived(c: State, f: Function, call: Call, now: float) -> None:
@@ -31,7 +31,7 @@ def offer(c: State, f: Function, call: Call, now: float) -> None:
     """A free instance takes a call that comes, or comes again; or it waits."""
     free = f.open and covered(f) and f.spec.batching is None and not c.queueing.limits
     if free and not (c.blocked and _passes(c, f, call, now)):
-        instance = _open(c, f, call, now)
+        instance = open_for(c, f, call, now)
         if instance is not None:
             del f.open[instance.id]
             dispatch(c, instance, (call,), WARM, now)
@@ -51,9 +51,9 @@ def serve(c: State, f: Function, now: float) -> None:
             block(c, f, now)
             return
         own = covered(f)  # calls wait for starts of their own: only an instance that is new may take one
-        if own and all(_used(i, now) for i in f.open.values()):
+        if own and all(used(i, now) for i in f.open.values()):
             return
-        instance = _open(c, f, first, now, now if own else -inf)
+        instance = open_for(c, f, first, now, now if own else -inf)
         if instance is None:
             if len(c.machines) == 1:
                 block(c, f, now)
@@ -63,14 +63,14 @@ def serve(c: State, f: Function, now: float) -> None:
         if queueing.limits and not _admitted(c, f, now):
             return
         if spec.batching is None:
-            calls: tuple[Call, ...] = _batch(f, _ahead(c, f)) if f.queued > 1 else (take(f),)
+            calls: tuple[Call, ...] = batch_of(f, ahead(c, f)) if f.queued > 1 else (take(f),)
         else:
             size = spec.batching.max_batch_size
             ripe = first.arrived_s + spec.batching.wait_s
             if f.queued < size and now < ripe:
                 _hold(c, f, ripe)
                 return
-            calls = _batch(f, size)
+            calls = batch_of(f, size)
         new = not instance.uses and first.arrived_s <= f.last_start_s
         del f.open[instance.id]
         dispatch(c, instance, calls, WARM if first.arrived_s == now else COLD if new else DELAYED, now)
@@ -92,64 +92,12 @@ def serve(c: State, f: Function, now: float) -> None:
         block(c, f, now)
 
 
-def _open(c: State, f: Function, call: Call, now: float, new_s: float = -inf) -> Instance | None:
-    """The instance that takes `call`: the last in is the first out, and nearest to its input if there are machines.
-
-    A balancing policy chooses in place of this if there is one. None if all that have room are idle on machines whose
-    CPU is in use. `new_s`: only one that is new at this time.
-    """
-    if len(c.machines) == 1 and new_s == -inf and f.replicas is None:
-        instance = next(reversed(f.open.values()))
-        return instance if instance.load or instance.machine.cpu_used + f.cpu <= instance.machine.cpu else None
-    able = [i for i in reversed(f.open.values()) if i.load or i.machine.cpu_used + f.cpu <= i.machine.cpu]
-    if new_s > -inf:
-        able = [i for i in able if not _used(i, new_s)]
-    if f.replicas is not None and f.replicas.balancing is not None:
-        return f.replicas.pick(able, now) if able else None
-    if call.near and able:
-        there = dict(call.near)
-        return max(able, key=lambda i: there.get(i.machine.id, 0))
-    return able[0] if able else None
-
-
-def _used(instance: Instance, now: float) -> bool:
-    """Whether it took its first calls at an earlier time."""
-    return instance.uses > 0 and instance.ready_s < now
-
-
-def covered(f: Function) -> bool:
-    """Whether no call of `f` may take an instance that was used before: none waits, or each for a start of its own."""
-    if not f.queued or not f.keep_alive.binds:
-        return not f.queued
-    return f.queued <= f.starting * (f.spec.batching.max_batch_size if f.spec.batching else f.room)
-
-
 def _passes(c: State, f: Function, call: Call, now: float) -> bool:
     """Whether a call of `f` would go before the first in line for capacity, which has been passed for long enough."""
     order, _, first = c.blocked[0]
     if c.queueing.patience_s == inf or order == SHORT or first is f or not first.queued:
         return False
     return head(first).arrived_s < now - c.queueing.patience_s and order < c.queueing.order(f, call)
-
-
-def _batch(f: Function, size: int) -> tuple[Call, ...]:
-    """Up to `size` waiting calls that can run as one: of one method, and with inputs of one kind."""
-    first = take(f)
-    taken = [first]
-    while f.queued and len(taken) < size:
-        following = head(f)
-        if following.method != first.method or following.hop != first.hop:
-            break
-        taken.append(take(f))
-    return tuple(taken)
-
-
-def _ahead(c: State, f: Function) -> int:
-    """How many waiting calls an instance gets at once, to run one after the other: more than one if they are tiny."""
-    if f.room > 1 or f.spec.single_use or c.queueing.limits or f.keep_alive.binds or not f.exec_s:
-        return 1
-    share = f.queued // (f.busy + f.idle)
-    return max(1, min(share, MOST_AHEAD, int(c.queueing.ahead_s / f.exec_s)))
 
 
 def _admitted(c: State, f: Function, now: float) -> bool:

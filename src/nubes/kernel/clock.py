@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -13,11 +14,14 @@ class Clock(Protocol):
 class WallClock:
     """Epoch seconds that never go back: not when the system clock is set, not across a restart (`floor`)."""
 
-    def __init__(self, floor: float = 0.0) -> None:
-        self._offset = max(time.time(), floor) - time.monotonic()
+    def __init__(
+        self, floor: float = 0.0, wall: Callable[[], float] | None = None, steady: Callable[[], float] | None = None
+    ) -> None:
+        self._steady = steady or time.monotonic
+        self._offset = max((wall or time.time)(), floor) - self._steady()
 
     def __call__(self) -> float:
-        return time.monotonic() + self._offset
+        return self._steady() + self._offset
 
 
 class VirtualClock:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
+import types
 from enum import Enum
 from typing import Any
 
 import msgspec
+
+_ROUTINES = (
+    types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodDescriptorType,
+    types.WrapperDescriptorType, types.MethodWrapperType, types.ClassMethodDescriptorType,
+)  # fmt: skip
+_VALUES = (tuple, frozenset, type, Enum, *_ROUTINES)
 
 
 def fingerprint(state: Any) -> str:
@@ -39,9 +45,11 @@ def fingerprint(state: Any) -> str:
 
 def _is_value(item: Any) -> bool:
     """Whether two equal ones are the same: a copy that pickle made of a shared default changes no hash."""
+    if type(item) in (dict, list, set):
+        return False
     if isinstance(item, msgspec.Struct):
         return item.__struct_config__.frozen
-    return isinstance(item, (tuple, frozenset, type, Enum)) or inspect.isroutine(item)
+    return isinstance(item, _VALUES)
 
 
 def _parts(item: Any) -> list[Any]:
@@ -53,7 +61,7 @@ def _parts(item: Any) -> list[Any]:
         return [part for pair in item.items() for part in pair]
     if isinstance(item, Enum):
         return [item.name]
-    if isinstance(item, type) or inspect.isroutine(item):
+    if isinstance(item, (type, *_ROUTINES)):
         return [item.__module__, item.__qualname__]
     if isinstance(item, msgspec.Struct):
         return [getattr(item, name) for name in item.__struct_fields__]

@@ -6,13 +6,14 @@ one run of records without a gap, sets everything else aside as `*.damaged`, and
 
 from __future__ import annotations
 
-import fcntl
-import os
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from nubes.kernel.errors import AlreadyRunning, LogCorrupt, Unavailable, UsageError
+from nubes.kernel.disk import DISK, Disk, is_numbered, write_all
+from nubes.kernel.disk import lock as lock
+from nubes.kernel.errors import LogCorrupt, Unavailable, UsageError
 from nubes.kernel.frames import MAX_RECORD_BYTES, SEGMENT, frame, frames, is_torn, snapshot, state_in
 
 
@@ -21,24 +22,32 @@ class Log:
 
     Raises `AlreadyRunning` if another process holds it, `LogCorrupt` if no state and records lead up to its end,
     `Unavailable` if the folder cannot be written. `append` buffers; `write` hands the buffer to the operating system;
-    `sync` makes it survive a power cut.
+    `sync` makes it survive a power cut. What was written stays in memory until a `sync` has succeeded: one that fails
+    may have lost it, so it is written again.
     """
 
-    def __init__(self, folder: Path, segment_bytes: int = 64 << 20) -> None:
+    def __init__(self, folder: Path, segment_bytes: int = 64 << 20, disk: Disk = DISK) -> None:
         self.folder = folder
+        self._disk = disk
         self.findings: list[str] = []  # what was wrong when it was opened
         self.segment_bytes = segment_bytes
         self._buffer: list[bytes] = []
         self._torn = False  # the last write stopped within a record; the buffer goes on there
+        self._unsynced: list[bytes] = []  # what was written since the last sync
+        self._synced_size = 0  # of the segment
+        self._lost = False  # a sync failed: `_unsynced` is to be written again
+        self._syncing, self._writing = threading.RLock(), threading.Lock()
         self._lock = -1
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = lock(folder)
+            disk.make(folder)
+            self._lock = disk.lock(folder)
             self.snapshot_at, self.snapshot = self._newest_snapshot()
             self._fd, self._segment_size = self._recover()
+            self._synced_size = self._segment_size
+            disk.sync_folder(folder)  # a process that was killed may have left names that are not safe yet
         except BaseException as error:
             if self._lock >= 0:
-                os.close(self._lock)
+                disk.close(self._lock)
             if not isinstance(error, OSError):
                 raise
             hint = "Free some space there or give access to it, and start again."
@@ -53,20 +62,24 @@ class Log:
         for position, (first, path) in enumerate(segments):
             if position + 1 < len(segments) and segments[position + 1][0] <= start:
                 continue
-            for number, (body, _) in enumerate(frames(path.read_bytes()), first):
+            for number, (body, _) in enumerate(frames(self._disk.read(path)), first):
                 if number >= start:
                     yield body
 
     def _segments(self) -> list[tuple[int, Path]]:
-        return sorted((int(path.stem), path) for path in self.folder.glob("[0-9]*.log"))
+        return [(int(path.stem), path) for path in self._files(".log")]
+
+    def _files(self, suffix: str) -> list[Path]:
+        names = self._disk.names(self.folder)
+        return [self.folder / name for name in sorted(names) if is_numbered(name, suffix)]
 
     def _newest_snapshot(self) -> tuple[int, bytes | None]:
         """(records folded, state) of the newest snapshot that is whole; (0, None) if there is none."""
-        for path in sorted(self.folder.glob("[0-9]*.snap"), reverse=True):
-            state = state_in(path.read_bytes())
+        for path in reversed(self._files(".snap")):
+            state = state_in(self._disk.read(path))
             if state is not None:
                 return int(path.stem), state
-            aside = _set_aside(path)
+            aside = self._set_aside(path)
             self.findings.append(
                 f"Snapshot {path.name} is damaged, and now {aside}; an older state and the log take its place."
             )
@@ -110,22 +123,26 @@ class Log:
             run.clear()
             self.first = self.count = self.snapshot_at
         if not run:
-            return self._new_segment(self.count), len(SEGMENT)
-        return os.open(run[-1], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), run[-1].stat().st_size
+            fd = self._new_segment(self.count)
+            self._disk.sync(fd)
+            return fd, len(SEGMENT)
+        raw = self._disk.read(run[-1])
+        self._disk.rewrite(run[-1], raw)  # an earlier process may have failed to sync it, which nobody would know now
+        return self._disk.open(run[-1]), len(raw)
 
     def _whole(self, path: Path) -> bool:
         """Counts the records of a segment. If not all of it is whole, cuts it behind the last that is."""
-        raw = path.read_bytes()
+        raw = self._disk.read(path)
         good = len(SEGMENT) if raw.startswith(SEGMENT) else 0
         for _, good in frames(raw):  # noqa: B007
             self.count += 1
         if good and good == len(raw):
             return True
-        aside = _unused(path.with_suffix(f".{self.count}.damaged"))
-        aside.write_bytes(raw[good:])
-        os.truncate(path, good)
-        if not good:
-            path.write_bytes(SEGMENT)
+        aside = self._unused(path.with_suffix(f".{self.count}.damaged"))
+        write_all(self._disk, self._disk.create(aside), raw[good:], close=True)
+        fd = self._disk.open(path)
+        self._disk.truncate(fd, good)
+        write_all(self._disk, fd, b"" if good else SEGMENT, close=True)
         what = "was cut short by a crash" if is_torn(raw, good) else "is damaged"
         self.findings.append(
             f"Record {self.count} in {path.name} {what}; everything before it is kept, "
@@ -134,7 +151,17 @@ class Log:
         return False
 
     def _give_up(self, paths: list[Path], why: str) -> None:
-        self.findings += [f"Segment {path.name} is now {_set_aside(path)}: {why}." for path in paths]
+        self.findings += [f"Segment {path.name} is now {self._set_aside(path)}: {why}." for path in paths]
+
+    def _set_aside(self, path: Path) -> str:
+        aside = self._unused(path.with_suffix(f"{path.suffix}.damaged"))
+        self._disk.rename(path, aside)
+        return aside.name
+
+    def _unused(self, path: Path) -> Path:
+        """`path`, or the first of `path.1`, `path.2`, ... that is free: what was set aside earlier stays."""
+        tries = (path.with_name(f"{path.name}.{n}") if n else path for n in range(1_000_000))
+        return next(candidate for candidate in tries if not self._disk.exists(candidate))
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -151,44 +178,62 @@ class Log:
 
     def write(self) -> None:
         """Hands everything buffered to the operating system. On a full disk nothing buffered is lost: call again."""
-        if not self._buffer:
+        if not self._buffer and not self._lost:
             return
         if self._segment_size >= self.segment_bytes and not self._torn:
             self._roll()
-        data = b"".join(self._buffer)
-        written = 0
-        try:
-            while written < len(data):
-                written += os.write(self._fd, memoryview(data)[written:])
-        finally:
-            if written:
-                self._segment_size += written
-                self._buffer = [data[written:]] if written < len(data) else []
-                self._torn = bool(self._buffer)
+        with self._writing:
+            self._restore()
+            data = b"".join(self._buffer)
+            written = 0
+            try:
+                while written < len(data):
+                    written += self._disk.write(self._fd, memoryview(data)[written:])
+            finally:
+                if written:
+                    self._segment_size += written
+                    self._unsynced.append(data[:written])
+                    self._buffer = [data[written:]] if written < len(data) else []
+                    self._torn = bool(self._buffer)
 
     def sync(self) -> None:
         """Everything written so far survives a power cut once this returns. May be called from another thread."""
-        os.fdatasync(self._fd)
+        with self._syncing:
+            with self._writing:
+                self._restore()
+                covered = len(self._unsynced)
+            try:
+                self._disk.sync(self._fd)
+            except OSError:
+                self._lost = True
+                raise
+            with self._writing:
+                self._synced_size += sum(map(len, self._unsynced[:covered]))
+                del self._unsynced[:covered]
+
+    def _restore(self) -> None:
+        """After a sync that failed: what may have been dropped is written again, as if it never had been."""
+        if self._lost:
+            self._disk.truncate(self._fd, self._synced_size)
+            write_all(self._disk, self._fd, b"".join(self._unsynced))
+            self._lost = False
 
     def _roll(self) -> None:
         """Goes on in a new segment, under the same descriptor: another thread may be about to sync it."""
-        self.sync()
-        fd = self._new_segment(self.count - len(self._buffer))
-        os.dup2(fd, self._fd, inheritable=False)
-        os.close(fd)
-        self._segment_size = len(SEGMENT)
+        with self._syncing:
+            self.sync()
+            self._disk.become(self._fd, self._new_segment(self.count - len(self._buffer)))
+            self._unsynced, self._synced_size, self._segment_size = [SEGMENT], 0, len(SEGMENT)
 
     def _new_segment(self, first: int) -> int:
         path = self.folder / f"{first:016d}.log"
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = self._disk.create(path)
         try:
-            written = 0
-            while written < len(SEGMENT):
-                written += os.write(fd, SEGMENT[written:])
-            _sync_folder(self.folder)
+            write_all(self._disk, fd, SEGMENT)
+            self._disk.sync_folder(self.folder)
         except OSError:
-            os.close(fd)
-            path.unlink()
+            self._disk.close(fd)
+            self._disk.remove(path)
             raise
         return fd
 
@@ -198,30 +243,33 @@ class Log:
         self.sync()
         path = self.folder / f"{self.count:016d}.snap"
         temporary = self.folder / "new.tmp"
+        if self._disk.exists(temporary):  # of a process that was killed
+            self._disk.remove(temporary)
+        fd = self._disk.create(temporary)
         try:
-            with open(temporary, "wb") as file:
-                file.write(snapshot(state))
-                file.flush()
-                os.fsync(file.fileno())
+            write_all(self._disk, fd, snapshot(state))
+            self._disk.sync(fd)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            self._disk.remove(temporary)
             raise
-        temporary.rename(path)
-        _sync_folder(self.folder)
-        snapshots = sorted(self.folder.glob("[0-9]*.snap"))
+        finally:
+            self._disk.close(fd)
+        self._disk.rename(temporary, path)
+        self._disk.sync_folder(self.folder)
+        snapshots = self._files(".snap")
         for old in snapshots[:-2]:
-            old.unlink()
+            self._disk.remove(old)
         if keep_segments or len(snapshots) < 2:
             return
         segments = self._segments()
         for (_, segment), (following, _) in pairwise(segments):
             if following <= int(snapshots[-2].stem):
-                segment.unlink()
+                self._disk.remove(segment)
                 self.first = following
 
     def size_bytes(self) -> int:
         """How large all segments are."""
-        return sum(path.stat().st_size for _, path in self._segments())
+        return sum(self._disk.size(path) for _, path in self._segments())
 
     def close(self) -> None:
         """Writes, syncs and lets go of the folder, even if the disk is full."""
@@ -229,53 +277,16 @@ class Log:
             self.write()
             self.sync()
         finally:
-            os.close(self._fd)
-            os.close(self._lock)
+            self._disk.close(self._fd)
+            self._disk.close(self._lock)
 
 
-def read(folder: Path) -> Iterator[bytes]:
+def read(folder: Path, disk: Disk = DISK) -> Iterator[bytes]:
     """The records of a log that somebody else may be writing to, up to the first that is not whole."""
-    for path in sorted(folder.glob("[0-9]*.log")):
-        raw = path.read_bytes()
+    for name in sorted(name for name in disk.names(folder) if is_numbered(name, ".log")):
+        raw = disk.read(folder / name)
         end = len(SEGMENT)
         for body, end in frames(raw):  # noqa: B007
             yield body
         if end != len(raw):
             return
-
-
-def _set_aside(path: Path) -> str:
-    return path.rename(_unused(path.with_suffix(f"{path.suffix}.damaged"))).name
-
-
-def _unused(path: Path) -> Path:
-    """`path`, or the first of `path.1`, `path.2`, ... that is free: what was set aside earlier stays."""
-    tries = (path.with_name(f"{path.name}.{n}") if n else path for n in range(1_000_000))
-    return next(candidate for candidate in tries if not candidate.exists())
-
-
-def lock(folder: Path) -> int:
-    """Holds a log's folder for as long as the descriptor that is returned is open. Raises `AlreadyRunning`."""
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.read(fd, 32).decode(errors="replace").strip()
-        os.close(fd)
-        raise AlreadyRunning(
-            f"Process {holder or '?'} already runs a control plane on {folder}.",
-            "Stop it with `nubes down`, or choose another folder with --data.",
-        ) from None
-    try:
-        os.pwrite(fd, f"{os.getpid():<31}\n".encode(), 0)
-    except OSError:
-        pass  # it only helps those who ask; a full disk must not keep the log from opening
-    return fd
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -10,7 +10,7 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 import nubes
@@ -24,6 +24,7 @@ from nubes.kernel.writing import Superseded
 
 WRITE_S = 0.05  # how long a record that nobody waits for may stay in memory
 SNAPSHOT_RECORDS = 200_000  # how many records between snapshots
+UNSYNCED_BYTES = 8 << 20  # how much may be written before it is flushed, asked for or not: so much stays in memory
 _RETRY_S = 1.0  # how soon a full disk is tried again
 _RETRY_SYNC_S = 0.2
 
@@ -33,8 +34,17 @@ _Safe = tuple[Callable[[], None], Callable[[str], None] | None]
 class Journal:
     """The records of a control plane's log, and the state they fold to."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(
+        self, state: State, say: Callable[[str], None] | None = None,
+        sweep: Callable[[str, Set[str]], int] = retention.remove_unused, snapshot_records: int = SNAPSHOT_RECORDS,
+        keep_log_bytes: int = retention.KEEP_LOG_BYTES,
+    ) -> None:  # fmt: skip
+        """`sweep` removes what is at a place, unless it is in a set; it runs beside the loop."""
         self.where = state.where
+        self._complain = say or complain
+        self._remove_unused = sweep
+        self._snapshot_records = snapshot_records
+        self._keep_log_bytes = keep_log_bytes
         self._objects = state.objects
         self.log = state.log
         self.full = ""  # why nothing can be written, while nothing can
@@ -46,6 +56,8 @@ class Journal:
         self._write_later = False
         self._superseded = False
         self._snapshot_at = 0
+        self._unsynced_bytes = 0
+        self._now = 0.0  # when the newest record was appended
         self._loop: asyncio.AbstractEventLoop
         self._state: Functions
 
@@ -54,8 +66,7 @@ class Journal:
     def recover(self, loop: asyncio.AbstractEventLoop) -> tuple[Functions, float]:
         """Folds the log: the state, and the time of its last record (0: there is none)."""
         self._loop = loop
-        self._state, start = self._newest()
-        last = 0.0
+        self._state, start, last = self._newest()
         for record in self.log.records(start):
             last, event = self._codec.decode(record)
             try:
@@ -63,16 +74,21 @@ class Journal:
             except UnknownPolicy as error:
                 raise self._missing(error.message) from error
         self._snapshot_at = self.log.count
+        self._now = last
         self._sweep()
         return self._state, last
 
-    def _newest(self) -> tuple[Functions, int]:
-        """The newest state, and the record to go on from. A state of other code is made anew from the whole log."""
+    def _newest(self) -> tuple[Functions, int, float]:
+        """The newest state, the record to go on from, and the time it was made.
+
+        A state of other code is made anew from the whole log.
+        """
         if self.log.snapshot is not None:
-            version, _, state = self.log.snapshot.partition(b"\n")
+            head, _, state = self.log.snapshot.partition(b"\n")
+            version, _, at = head.partition(b" ")
             if version == _code_version() or self.log.first > 0:
                 try:
-                    return pickle.loads(state), self.log.snapshot_at
+                    return pickle.loads(state), self.log.snapshot_at, float(at or 0)
                 except Exception as error:
                     if self.log.first > 0:
                         if version == _code_version() and isinstance(error, ImportError | AttributeError):
@@ -81,7 +97,7 @@ class Journal:
                             f"The state in {self.where} was made by another version of nubes ({error!r}).",
                             "Start that version once more, or begin with an empty data folder.",
                         ) from None
-        return Functions(), self.log.first
+        return Functions(), self.log.first, 0.0
 
     def _missing(self, what: str) -> UnknownPolicy:
         return UnknownPolicy(
@@ -94,7 +110,10 @@ class Journal:
 
     def append(self, now: float, event: Event) -> None:
         """Notes an event; it is on disk soon."""
-        self.log.append(self._codec.encode(now, event))
+        self._now = now
+        record = self._codec.encode(now, event)
+        self.log.append(record)
+        self._unsynced_bytes += len(record)
         if not self._write_later:
             self._write_later = True
             self._loop.call_later(WRITE_S, self._write)
@@ -118,7 +137,7 @@ class Journal:
         try:
             self.log.close()
         except OSError as error:
-            complain(f"The log in {self.where} cannot be closed in order: {error.strerror}.")
+            self._complain(f"The log in {self.where} cannot be closed in order: {error.strerror}.")
 
     def _write(self) -> None:
         self._write_later = False
@@ -127,18 +146,20 @@ class Journal:
             self.full = ""
         except OSError as error:
             self._cannot_write(error)
-        if self.log.count - self._snapshot_at > SNAPSHOT_RECORDS:
+        if self.log.count - self._snapshot_at > self._snapshot_records:
             self._snapshot()
             self.when_safe(self._sweep)
+        elif self._unsynced_bytes > UNSYNCED_BYTES:
+            self.when_safe(lambda: None)
 
     def _cannot_write(self, error: OSError) -> None:
         if not self.full:
             hint = " Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
             self.full = f"The log in {self.where} cannot be written: {error.strerror}.{hint}"
-            complain(f"{self.full} Nothing accepted is lost.")
+            self._complain(f"{self.full} Nothing accepted is lost.")
         if isinstance(error, Superseded) and not self._superseded:
             self._superseded = True
-            complain(f"This control plane ends: {error.strerror}.")
+            self._complain(f"This control plane ends: {error.strerror}.")
             os.kill(os.getpid(), signal.SIGTERM)
         if not self._write_later:
             self._write_later = True
@@ -148,15 +169,11 @@ class Journal:
         waiting, self._unsynced = self._unsynced, []
         try:
             self.log.write()
-            self.full = ""
         except OSError as error:
-            self._cannot_write(error)
-            self._unsynced = [(then, None) for then, otherwise in waiting if otherwise is None]
-            for _, otherwise in waiting:
-                if otherwise is not None:
-                    otherwise(self.full)
-            self._loop.call_later(_RETRY_SYNC_S, self._sync)
+            self._not_safe(waiting, error)
             return
+        self.full = ""
+        self._unsynced_bytes = 0
         self.flushing_since_s = self._loop.time()
         future = self._loop.run_in_executor(None, self.log.sync)
         future.add_done_callback(lambda done: self._synced(done, waiting))
@@ -164,7 +181,11 @@ class Journal:
     def _synced(self, done: asyncio.Future[None], waiting: list[_Safe]) -> None:
         self.flushed(self._loop.time() - self.flushing_since_s)
         self.flushing_since_s = 0.0
-        if done.cancelled() or done.exception() is not None:
+        error = None if done.cancelled() else done.exception()
+        if isinstance(error, OSError):
+            self._not_safe(waiting, error)
+            return
+        if error is not None or done.cancelled():
             self._unsynced = waiting + self._unsynced
         else:
             for then, _ in waiting:
@@ -174,10 +195,19 @@ class Journal:
         else:
             self._syncing = False
 
+    def _not_safe(self, waiting: list[_Safe], error: OSError) -> None:
+        """What could not be kept is refused, or else waits until it is tried again."""
+        self._cannot_write(error)
+        self._unsynced = [(then, None) for then, otherwise in waiting if otherwise is None] + self._unsynced
+        for _, otherwise in waiting:
+            if otherwise is not None:
+                otherwise(self.full)
+        self._loop.call_later(_RETRY_SYNC_S, self._sync)
+
     def _snapshot(self) -> None:
         try:
-            state = _code_version() + b"\n" + pickle.dumps(self._state, 5)
-            self.log.save_snapshot(state, keep_segments=self.log.size_bytes() <= retention.KEEP_LOG_BYTES)
+            state = b"%s %r\n" % (_code_version(), self._now) + pickle.dumps(self._state, 5)
+            self.log.save_snapshot(state, keep_segments=self.log.size_bytes() <= self._keep_log_bytes)
             self._snapshot_at = self.log.count
         except OSError as error:
             self._cannot_write(error)
@@ -185,14 +215,13 @@ class Journal:
     def _sweep(self) -> None:
         """Removes objects that nothing refers to. All that is in the state must be safe by now."""
         used = retention.used(self._state)
-        work = self._loop.run_in_executor(None, retention.remove_unused, self._objects, used)
-        work.add_done_callback(_swept)
+        work = self._loop.run_in_executor(None, self._remove_unused, self._objects, used)
+        work.add_done_callback(self._swept)
 
-
-def _swept(done: asyncio.Future[int]) -> None:
-    error = None if done.cancelled() else done.exception()
-    if error is not None:
-        complain(f"Objects that are not needed any more could not be removed: {error}")
+    def _swept(self, done: asyncio.Future[int]) -> None:
+        error = None if done.cancelled() else done.exception()
+        if error is not None:
+            self._complain(f"Objects that are not needed any more could not be removed: {error}")
 
 
 @functools.cache

@@ -53,6 +53,7 @@ class Plane:
         self.outputs: dict[int, bytes] = {}
         self.released: set[int] = set()  # calls whose arguments in shared memory nobody reads any more
         self.sinks: dict[int, Sink] = {}
+        self._shared: set[int] = set()  # plain calls that get the kept answer of another
         self.watchers: dict[int, list[Sink]] = {}  # who fetches a durable call
         self.prints: Callable[[int, str, str, str], None] = lambda *_: None
         self._observers: dict[type[Any], Callable[[Any], None]] = {}
@@ -125,6 +126,9 @@ class Plane:
             self.sinks[event.call] = sink
         if not event.keep:
             self.inputs[event.call] = data
+            controller = self.controller
+            if event.key and controller.keys.get((event.function + event.variant, event.key)) in controller.results:
+                self._shared.add(event.call)
         self.feed(event)
 
     def _dispatch(self, command: e.Dispatch) -> None:
@@ -146,7 +150,10 @@ class Plane:
             if released and self.inputs.get(id, b"")[:1] == b"S" and not (call and call.copies):
                 self.released.add(id)
             if call is not None and not call.keep:
-                if ok and call.route:
+                runs_it = self.controller.instances.get(instance)
+                if runs_it is None or id not in runs_it.calls:
+                    pass  # that instance was given up: the call is somebody else's by now
+                elif ok and call.route:
                     self.inputs[id] = output  # the next step's input
                 else:
                     self.outputs[id] = output
@@ -176,20 +183,23 @@ class Plane:
     def _resolve(self, command: e.Resolve) -> None:
         id = command.call
         self.inputs.pop(id, None)
-        output = command.output or self.outputs.pop(id, b"")
+        output = self.outputs.pop(id, b"")
+        output = command.output or output
         released = id in self.released
         self.released.discard(id)
         sink = self.sinks.pop(id, None)
         watchers = self.watchers.pop(id, ())
-        if id in self.controller.results:
-            told = [*([sink] if sink else []), *watchers]
+        told = [*([sink] if sink else []), *watchers]
+        if id in self.controller.results or id in self._shared:
+            self._shared.discard(id)
             if told:
                 self.journal.when_safe(lambda: _tell(told, command, output))
-            elif command.status in (e.FAILED, e.TIMED_OUT):
+            elif id in self.controller.results and command.status in (e.FAILED, e.TIMED_OUT):
                 function = self.controller.results[id].function
                 self.prints(id, function, "stderr", unattended.report(id, command.status, command.reason, output))
-        elif sink is not None:
-            sink.result(id, command.status, command.reason, output, released)
+        else:
+            for one in told:
+                one.result(id, command.status, command.reason, output, released)
 
     def watch(self, call: int, sink: Sink) -> bool:
         """Tells `sink` the answer of a durable call, now or later. False if there is no such call."""

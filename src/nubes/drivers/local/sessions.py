@@ -125,14 +125,23 @@ class Session:
                 self.plane.submit(event, data, self)
                 if self.plane.sinks.pop(call, None) is not None:  # else it was refused, and the client has been told
                     actual = self.plane.controller.keys.get((function + variant, key), call) if key else call
-                    accepted = wire.pack(wire.ACCEPTED, call, actual)
-                    self.plane.journal.when_safe(lambda: self._send(accepted), lambda why: self._not_kept(call, why))
+                    accept = lambda: self._kept(call, actual)  # noqa: E731
+                    self.plane.journal.when_safe(accept, lambda why: self._not_kept(call, why))
             else:
                 self.calls.add(call)
                 self.plane.submit(event, data, self)
         except NubesError as error:
             kind = "unavailable: " if isinstance(error, Unavailable) else ""
             self.result(call, FAILED, kind + str(error), b"")
+
+    def _kept(self, call: int, actual: int) -> None:
+        """The call is on disk, or shares the work of `actual`, unless that was refused meanwhile."""
+        controller = self.plane.controller
+        if actual in controller.calls or actual in controller.results:
+            self._send(wire.pack(wire.ACCEPTED, call, actual))
+        else:
+            why = "The call of the same key that it was to share was not accepted, nor was this one."
+            self.result(call, FAILED, f"unavailable: {why}", b"")
 
     def _not_kept(self, call: int, why: str) -> None:
         """The call could not be written down: it is withdrawn, and the client told so."""

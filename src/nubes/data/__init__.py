@@ -1,0 +1,1 @@
+"""Data: graphs of tasks over objects."""

@@ -1,0 +1,222 @@
+"""What was promised and what was seen, kept outside of everything that may crash: the invariants look here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nubes.functions.choosing import MOST_AHEAD
+from nubes.functions.spec import FunctionSpec
+from nubes.kernel.frames import SEGMENT, frames
+
+if TYPE_CHECKING:
+    from nubes.drivers.sim.faults.machines import Machine, Process
+    from nubes.drivers.sim.faults.world import World
+
+Answer = tuple[str, str, bytes]  # status, reason, output
+
+
+class Run:
+    """One execution of a call. It need not be the last if its instance was given up, it failed, or was withdrawn."""
+
+    __slots__ = ("call", "instance", "life", "number", "ok")
+
+    def __init__(self, number: int, call: int, life: int, instance: int) -> None:
+        self.number = number
+        self.call = call
+        self.life = life
+        self.instance = instance
+        self.ok: bool | None = None
+
+
+class Oracle:
+    """`wrong` collects what should not have been seen, in sentences."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.wrong: list[str] = []
+        self.lineage: list[bytes] = []  # all records there should be, as far as they were not lost with a crash
+        self.submitted: dict[int, int] = {}  # call -> its record
+        self.resolved: dict[int, int] = {}  # call -> the record that ended it
+        self.deployed: dict[int, int] = {}  # version -> its record
+        self.about: dict[int, tuple[str, str, bool]] = {}  # call -> function, key, durable
+        self.accepted: dict[int, float] = {}  # durable calls that a client was told are kept -> when
+        self.answers: dict[int, Answer] = {}  # answers of durable calls that a client was told
+        self.version = 0  # the newest deployment that a client was told is kept
+        self.cancelled: set[int] = set()
+        self.refused: set[int] = set()
+        self.runs: dict[tuple[str, ...], list[Run]] = {}
+        self.given: set[tuple[int, int]] = set()  # (life, instance) that the control plane has given up
+        self.count = 0
+        self._plain: dict[int, int] = {}  # plain calls that were answered -> how often
+        self._safe = 0
+        self._safe_at = -1
+        self._read: dict[str, tuple[bytes, int, int]] = {}  # segment -> its bytes, records, and where they end
+
+    def say(self, wrong: str) -> None:
+        self.wrong.append(wrong)
+
+    # -- what is safe --------------------------------------------------------------------------------------------
+
+    def safe(self) -> int:
+        """How many records the worst power cut leaves."""
+        disk = self.world.disk
+        if self._safe_at != disk.changes:
+            self._safe_at = disk.changes
+            states = disk.safe(".snap")
+            count = int(states[-1][0].partition(".")[0]) if states else 0
+            for name, raw in disk.safe(".log"):
+                first = int(name.partition(".")[0])
+                if first <= count:
+                    count = max(count, first + self._records(name, raw))
+            self._safe = count
+        return self._safe
+
+    def _records(self, name: str, raw: bytes) -> int:
+        """How many records a segment holds. Only what is new in it is read."""
+        before, count, end = self._read.get(name, (b"", 0, len(SEGMENT)))
+        if not raw.startswith(before):
+            before, count, end = b"", 0, len(SEGMENT)
+        if len(raw) > len(before):
+            ahead = end - len(SEGMENT)
+            for _, offset in frames(SEGMENT + raw[end:] if raw.startswith(SEGMENT) else b""):
+                count += 1
+                end = offset + ahead
+            self._read[name] = raw, count, end
+        return count
+
+    # -- what clients are told -----------------------------------------------------------------------------------
+
+    def told_accepted(self, call: int) -> None:
+        record = self.submitted.get(call)
+        if record is None or record >= self.safe():
+            self.say(f"call {call} was called accepted, but a power cut would lose it ({record}, safe: {self.safe()})")
+        self.accepted.setdefault(call, self.world.timeline.now)
+
+    def told_deployed(self, version: int) -> None:
+        if self.deployed.get(version, 1 << 60) >= self.safe():
+            self.say(f"version {version} was called deployed, but a power cut would lose it")
+        self.version = max(self.version, version)
+
+    def told_answer(self, call: int, status: str, reason: str, output: bytes) -> None:
+        controller = self.world.plane.controller
+        function, key, durable = self.about.get(call, ("", "", False))
+        if reason.startswith("No call of this id"):
+            if call in self.accepted:
+                self.say(f"call {call} was accepted, and is not known any more")
+        elif reason.startswith(("unavailable: ", "overloaded: ")):
+            self.refused.add(call)
+            if call in self.accepted:
+                self.say(f"call {call} was accepted, then refused: {reason}")
+            if call in controller.calls:
+                self.say(f"call {call} was refused, but goes on")
+        elif call in controller.results:
+            self._keep(call, call, (status, reason, output))
+        elif durable and status != "FAILED":
+            self.say(f"durable call {call} was answered {status}, and nothing is kept of it")
+        else:
+            first = controller.keys.get((function, key), 0)
+            at = self.submitted.get(call)
+            if (
+                first in controller.results and at is not None and self.resolved.get(call) == at
+            ):  # it shares the answer of a durable call
+                self._keep(first, call, (status, reason, output))
+            self._plain[call] = self._plain.get(call, 0) + 1
+            if self._plain[call] > 1:
+                self.say(f"call {call} was answered {self._plain[call]} times")
+
+    def _keep(self, call: int, asked: int, answer: Answer) -> None:
+        record = self.resolved.get(call)
+        if record is None or record >= self.safe():
+            self.say(f"the answer of call {call} was told (to {asked}), but a power cut would lose it")
+        before = self.answers.setdefault(call, answer)
+        if before != answer:
+            self.say(f"call {call} was answered {before}, and now {answer}")
+
+    # -- what machines see ---------------------------------------------------------------------------------------
+
+    def started(self, machine: Machine, process: Process) -> None:
+        here = [p for p in machine.processes.values() if not p.ending]
+        if sum(p.spec.memory_bytes for p in here) > machine.memory_bytes:
+            self.say(f"machine {machine.number} has no memory for instance {process.id}")
+        self.loaded(machine, process)
+
+    def loaded(self, machine: Machine, process: Process) -> None:
+        if len(process.calls) > room(process.spec):
+            self.say(f"instance {process.id} runs {sorted(process.calls)}, and has room for {room(process.spec)}")
+        busy = [p for p in machine.processes.values() if not p.ending and (p.calls or not p.ready)]
+        if sum(p.spec.cpu for p in busy) > machine.cpu:
+            self.say(f"machine {machine.number} has {machine.cpu} CPU, but {len(busy)} instances at work")
+
+    def began(self, machine: Machine, process: Process, call: int, data: bytes) -> int:
+        """A call is run; returns the number of this execution."""
+        self.count += 1
+        if not process.ready or process.ending or call in process.calls:
+            self.say(f"call {call} was given to instance {process.id}, which is not ready, or has it already")
+        function = self.about.get(call, ("", "", False))[0]
+        first = process.spec.name == function  # else the call was handed on to another
+        if function and not data.startswith(b"Pinput of %d" % call if first else b"Pof call %d," % call):
+            self.say(f"call {call} was given {data!r} for its input by {process.spec.name}")
+        work = self._work(call, process)
+        runs = self.runs.setdefault(work, [])
+        life = self.world.timeline.life
+        for run in runs if (life, process.id) not in self.given else ():
+            may_be_another = run.life != life or run.ok is False or run.call in self.refused
+            if not may_be_another and (life, run.instance) not in self.given:
+                self.say(f"call {call} is run by instance {process.id}, though instance {run.instance} did or does it")
+        runs.append(Run(self.count, call, life, process.id))
+        return self.count
+
+    def answered(self, process: Process, call: int, number: int, ok: bool) -> None:
+        for run in self.runs.get(self._work(call, process), ()):
+            if run.number == number:
+                run.ok = ok
+
+    def _work(self, call: int, process: Process) -> tuple[str, ...]:
+        """What is to be done once: the steps of calls with a key are the same if the keys are."""
+        function, key, durable = self.about.get(call, ("", "", False))
+        step = process.spec.name
+        return ("key", function, key, step) if durable and key else ("call", str(call), step)
+
+    def interrupted(self, instance: int, call: int) -> None:
+        for runs in self.runs.values():
+            for run in runs:
+                if run.instance == instance and run.life == self.world.timeline.life and run.ok is None:
+                    run.ok = False
+
+    def given_up(self, instance: int) -> None:
+        self.given.add((self.world.timeline.life, instance))
+
+    # -- what the control plane does -----------------------------------------------------------------------------
+
+    def feeds(self, event: Any, record: int) -> None:
+        kind = type(event).__name__
+        if kind == "Submitted":
+            self.submitted[event.call] = record
+            self.about[event.call] = (event.function, event.key, event.keep)
+        elif kind == "Deployed":
+            self.deployed[event.version] = record
+
+    def resolves(self, call: int, record: int) -> None:
+        if call in self.resolved:
+            self.say(f"call {call} was resolved twice")
+        self.resolved[call] = record
+
+    def forget(self, count: int) -> None:
+        """A crash left so many records. What was behind them never was."""
+        del self.lineage[count:]
+        for table in (self.submitted, self.resolved, self.deployed):
+            for key in [key for key, record in table.items() if record >= count]:
+                del table[key]
+
+    def excuse(self) -> None:
+        """A disk has lost what it had promised, and it was noticed: nothing that was promised before counts."""
+        self.accepted.clear()
+        self.answers.clear()
+        self.version = 0
+
+
+def room(spec: FunctionSpec) -> int:
+    """Calls that an instance may have at once."""
+    if spec.batching is not None:
+        return spec.batching.max_batch_size
+    return spec.concurrency if spec.concurrency > 1 else 1 if spec.single_use else MOST_AHEAD
