@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from killable import Plane, until
 
 import nubes
 from nubes import client as clients
-from nubes.drivers.local.sessions import Session
+from nubes.drivers.local.sessions import withdraw
 from nubes.functions.events import Cancelled
 from nubes.kernel.errors import NotFound, Unavailable, UnknownPolicy, UsageError
 
@@ -90,9 +91,16 @@ def test_a_full_disk_refuses_what_it_cannot_keep(tmp_path, monkeypatch):
     try:
         app = nubes.App("disk")
         plus = app.function(serialized=True)(lambda n: n + 1)
+
+        @app.function(serialized=True)
+        def grow(n):
+            time.sleep(1)
+            return bytes(n)
+
         app.deploy()
         kept = plus.spawn(1)
         assert kept.get(timeout=10) == 2
+        large = grow.spawn(200_000)
         filler = open(folder / "filler", "wb", buffering=0)
         with pytest.raises(OSError, match="No space"):
             while True:
@@ -102,15 +110,19 @@ def test_a_full_disk_refuses_what_it_cannot_keep(tmp_path, monkeypatch):
                 filler.write(b"\0")
             except OSError:
                 break
+        with pytest.raises(Unavailable, match="argument cannot be put.*space"):
+            plus.spawn(bytes(1 << 20))
         with pytest.raises(Unavailable, match="[Ss]pace"):
             for n in range(2000):
                 plus.spawn(n)
         with pytest.raises(Unavailable, match="not accepted"):
             plus.with_key("once").spawn(41)
         assert plus.remote(3) == 4, "what needs no disk goes on"
+        time.sleep(1.5)  # the large answer finds no room
         filler.truncate(0)
         filler.close()
         until(lambda: not plane.status()["full"], what="the disk is usable again")
+        assert len(large.get(timeout=20)) == 200_000, "it waited for room"
         again = plus.spawn(10)
         assert again.get(timeout=10) == 11
         assert plus.with_key("once").spawn(41).get(timeout=10) == 42, "it was not accepted: this is the first one"
@@ -123,16 +135,11 @@ def test_a_full_disk_refuses_what_it_cannot_keep(tmp_path, monkeypatch):
         subprocess.run(["umount", "-l", str(folder)])
 
 
-def test_a_call_that_is_done_before_it_could_be_written_down_is_not_refused():
-    """It would be done twice otherwise, by a caller that was told to try again."""
-    safe, fed, told = [], [], []
-    plane = SimpleNamespace(
-        controller=SimpleNamespace(results={7: "done"}), journal=SimpleNamespace(when_safe=safe.append), feed=fed.append
-    )
-    session = SimpleNamespace(plane=plane, result=lambda *frame: told.append(frame))
-    accept = lambda: None  # noqa: E731
-    Session._not_kept(session, 7, "No space.", accept)
-    assert (safe, fed, told) == ([accept], [], []), "its client waits until there is room"
-    Session._not_kept(session, 8, "No space.", accept)
-    assert (len(safe), fed) == (1, [Cancelled(8, terminate=True, refused=True)])
-    assert "No space. The call was not accepted." in told[0][2]
+def test_a_call_that_is_done_before_it_could_be_written_down_is_not_withdrawn():
+    """It would be done twice, by a caller that was told that it had not been accepted."""
+    fed = []
+    plane = SimpleNamespace(controller=SimpleNamespace(results={7: "done"}), feed=fed.append)
+    assert "with an idempotency key it may safely be made again" in withdraw(plane, 7)
+    assert fed == []
+    assert "not accepted" in withdraw(plane, 8)
+    assert fed == [Cancelled(8, terminate=True, refused=True)]

@@ -169,7 +169,8 @@ def outcome_of(error: Exception) -> tuple[str, str]:
     if isinstance(error, Overloaded):
         return REFUSED, str(error)
     if isinstance(error, Unavailable):
-        refused = any(words in str(error) for words in ("was not accepted", "cannot be written"))
+        done = "was done all the same" in str(error)
+        refused = not done and any(words in str(error) for words in ("was not accepted", "cannot be written"))
         return REFUSED if refused else UNKNOWN, str(error)
     if isinstance(error, InstanceDied):
         return "FAILED", "lost"

@@ -61,7 +61,10 @@ def _answer(logged: Logged, command: e.Resolve) -> tuple[str, str]:
         return command.status, "lost"
     if command.status not in (e.SUCCEEDED, e.FAILED) or not command.output:
         return command.status, ""
-    value = payload.loads(command.output)
+    try:
+        value = payload.loads(command.output)
+    except FileNotFoundError as error:
+        return command.status, f"an answer that is gone: {error.filename}"
     if command.status == e.FAILED:
         return command.status, str(value[1])
     return command.status, shown(value)

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from nubes.drivers.local import loading, payload
-from nubes.kernel.errors import NubesError, UsageError
+from nubes.kernel.errors import NubesError, Unavailable, UsageError
 
 
 class Arguments:
@@ -25,11 +25,16 @@ class Arguments:
         self.segments = payload.Segments(self.shared)
 
     def dumps(self, value: Any, keep: bool = False) -> bytes:
-        """`value` as a payload; with `keep` its large buffers survive a crash. Raises `UsageError`."""
+        """`value` as a payload; with `keep` its large buffers survive a crash. Raises `UsageError`, `Unavailable`."""
         try:
             return payload.dumps(value, self.objects if keep else self.segments, self.by_value)
         except NubesError:
             raise
+        except OSError as error:
+            raise Unavailable(
+                f"An argument cannot be put where the function can read it: {error.strerror or error}.",
+                "Free some space there, then try again.",
+            ) from error
         except Exception as error:
             raise UsageError(
                 f"An argument cannot be sent to the function: {type(error).__name__}: {error}.",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from nubes import ids
 from nubes.drivers.local import payload
 from nubes.drivers.local.control_plane import ControlPlane
+from nubes.drivers.local.sessions import withdraw
 from nubes.functions import events as e
 from nubes.functions.events import SUCCEEDED
 from nubes.functions.spec import FunctionSpec, Web
@@ -131,24 +132,16 @@ class Waiting:
         if key:
             pool = target.spec.name + target.variant
             self.call = self.plane.controller.keys.get((pool, key), self.call)
-        safe: asyncio.Future[str] = self.plane.loop.create_future()
+        safe: asyncio.Future[Unavailable | None] = self.plane.loop.create_future()
 
-        def settle(trouble: str = "") -> None:
+        def settle(trouble: Unavailable | None = None) -> None:
             if not safe.done():
                 safe.set_result(trouble)
 
-        def refuse(trouble: str) -> None:
-            """It could not be written down, so it must not run; if it is done, that has to be written down, too."""
-            if own in self.plane.controller.results:
-                self.plane.journal.when_safe(settle)
-                return
-            self.plane.feed(e.Cancelled(own, terminate=True, refused=True))
-            settle(trouble)
-
-        self.plane.journal.when_safe(settle, refuse)
+        self.plane.journal.when_safe(settle, lambda why: settle(Unavailable(why, withdraw(self.plane, own))))
         trouble = await safe
-        if trouble:
-            raise of_error(Unavailable(trouble, "The call was not accepted."))
+        if trouble is not None:
+            raise of_error(trouble)
 
     async def items(self) -> AsyncIterator[bytes]:
         """What a generator yields, as it comes."""

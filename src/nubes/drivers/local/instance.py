@@ -34,6 +34,7 @@ class Instance:
         self.stream: wire.Stream | None = None
         self.segments = payload.Segments(setting.shared, keep=False)
         self.durable = payload.Segments(setting.objects, durable=True)
+        self.durable.patient = True  # what was accepted gets its answer
         self.lock = threading.Lock()
         self.target: Any = None
         self.bound: dict[str, tuple[Any, bool]] = {}

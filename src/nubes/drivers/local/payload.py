@@ -8,11 +8,13 @@ with its buffers in it.
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import mmap
 import os
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from nubes.drivers.local import objects
 
 INLINE_BYTES = 64 << 10  # buffers below this travel within the pickle
 _ALIGN = 64
+_ROOM_S = 0.2  # how soon a full disk is tried again
 _names = itertools.count()
 
 
@@ -48,6 +51,7 @@ class Segments:
         self.folder = folder
         self.durable = durable
         self.far = objects.is_url(folder)  # writing there may take a while
+        self.patient = False  # whether what is durable waits for room on a full disk
         self.keep = keep  # whether segments come back; if not, whoever reads one removes it
         self._spare: list[tuple[int, str, mmap.mmap]] = []
         self._used: dict[str, tuple[int, mmap.mmap]] = {}
@@ -73,12 +77,7 @@ class Segments:
         if self.far:
             objects.put(path, buffers, spans)
             return path
-        with open(path, "wb", buffering=0) as file:
-            for (start, _), buffer in zip(spans, buffers, strict=True):
-                file.seek(start)
-                while buffer.nbytes:
-                    buffer = buffer[file.write(buffer) :]
-            os.fsync(file.fileno())
+        _write(path, buffers, spans, self.patient)
         return path
 
     def _take(self, size: int) -> tuple[str, int, mmap.mmap]:
@@ -120,6 +119,24 @@ class Segments:
             discard(path)
         self._spare.clear()
         self._used.clear()
+
+
+def _write(path: str, buffers: list[memoryview], spans: list[tuple[int, int]], patient: bool) -> None:
+    """Writes a file, whole or not at all. Who is `patient` waits for room."""
+    while True:
+        try:
+            with open(path, "wb", buffering=0) as file:
+                for (start, _), buffer in zip(spans, buffers, strict=True):
+                    file.seek(start)
+                    while buffer.nbytes:
+                        buffer = buffer[file.write(buffer) :]
+                os.fsync(file.fileno())
+            return
+        except OSError as error:
+            discard(path)
+            if not patient or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+        time.sleep(_ROOM_S)
 
 
 def discard(path: str) -> None:

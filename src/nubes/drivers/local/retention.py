@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
@@ -25,16 +26,19 @@ def used(controller: Functions) -> set[str]:
 
 def remove_unused(place: str, used: Set[str]) -> int:
     """Removes the objects at `place` that are not in `used`, unless they are young; returns how many."""
-    oldest = time.time() - YOUNG_S
     if objects.is_url(place):
+        there = list(objects.listed(place))
+        oldest = min(time.time(), max((changed for _, changed in there), default=0.0)) - YOUNG_S
         gone = [
             name
-            for name, changed in objects.listed(place)
+            for name, changed in there
             if name.startswith(objects.PREFIX) and f"{place}/{name}" not in used and changed < oldest
         ]
         if gone:
             objects.remove(place, gone)
         return len(gone)
+    os.utime(place)
+    oldest = os.stat(place).st_mtime - YOUNG_S  # by the clock that dates the files, wherever this process's has jumped
     removed = 0
     for path in Path(place).glob(f"{objects.PREFIX}*"):
         if str(path) not in used and path.stat().st_mtime < oldest:

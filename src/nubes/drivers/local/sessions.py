@@ -126,7 +126,7 @@ class Session:
                 if self.plane.sinks.pop(call, None) is not None:  # else it was refused, and the client has been told
                     actual = self.plane.controller.keys.get((function + variant, key), call) if key else call
                     accept = lambda: self._kept(call, actual)  # noqa: E731
-                    self.plane.journal.when_safe(accept, lambda why: self._not_kept(call, why, accept))
+                    self.plane.journal.when_safe(accept, lambda why: self._not_kept(call, why))
             else:
                 self.calls.add(call)
                 self.plane.submit(event, data, self)
@@ -143,16 +143,10 @@ class Session:
             why = "The call of the same key that it was to share was not accepted, nor was this one."
             self.result(call, FAILED, f"unavailable: {why}", b"")
 
-    def _not_kept(self, call: int, why: str, accept: Callable[[], None]) -> None:
-        """The call could not be written down: it is withdrawn, and the client told that it was not accepted.
-
-        If it is done already, that would not be true: then the client waits until it can be written down.
-        """
-        if call in self.plane.controller.results:
-            self.plane.journal.when_safe(accept)
-            return
-        self.plane.feed(e.Cancelled(call, terminate=True, refused=True))
-        self.result(call, FAILED, f"unavailable: {why} The call was not accepted.", b"")
+    def _not_kept(self, call: int, why: str) -> None:
+        """The call could not be written down: it is withdrawn, and the client told so."""
+        said = withdraw(self.plane, call)
+        self.result(call, FAILED, f"unavailable: {why} {said}", b"")
 
     def _fetch(self, call: int, wait: bool) -> None:
         controller = self.plane.controller
@@ -202,6 +196,17 @@ class Session:
             del self.plane.clients[self.pid]
             if not self.remote:
                 payload.clean(self.plane.shared, self.pid)
+
+
+def withdraw(plane: ControlPlane, call: int) -> str:
+    """Takes a durable call back that could not be written down; what its caller is to be told.
+
+    One that is done by then stays: it would be done twice, by a caller that was told that it had not been accepted.
+    """
+    if call in plane.controller.results:
+        return "The call was done all the same; with an idempotency key it may safely be made again."
+    plane.feed(e.Cancelled(call, terminate=True, refused=True))
+    return "The call was not accepted."
 
 
 def specs_from(raw: list[bytes]) -> tuple[FunctionSpec, ...]:
