@@ -32,8 +32,8 @@ HOP = (
     "and back the same way; Ray's driver keeps a leased worker and talks with it directly"
 )
 COPIES = (
-    "arrays cross the control plane's segments and Ray's store, copied at either end; Ray's driver and workers map "
-    "one store"
+    "an array is copied from the caller's segment into Ray's store and from there into a segment of the instance's "
+    "machine, which makes a call independent of Ray; Ray's driver and workers map one store"
 )
 ROWS = (  # (key, what, whether more is better, why Ray may be better)
     ("rate", "empty tasks a second", True, HOP),
@@ -204,7 +204,7 @@ def show(rounds: list[dict[str, Measured]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="fewer calls of each kind")
     parser.add_argument("--address", default="", help="of a Ray cluster; a new one if not named")
     parser.add_argument("--json", action="store_true")

@@ -44,6 +44,8 @@ class App:
         self.name = name
         self.functions: dict[str, Function[Any, Any] | Cls] = {}
         self.entrypoints: dict[str, Callable[..., Any]] = {}
+        self.scenarios: dict[str, Callable[[], Any]] = {}
+        self.invariants: dict[str, Callable[[], Any]] = {}
         self.deployment = Deployment(name, lambda: [made.declared for made in self.functions.values()])
         self._defaults = Defaults(name, image, tuple(secrets), dict(volumes or {}), keep_alive)
 
@@ -141,6 +143,16 @@ class App:
             return raw
 
         return mark
+
+    def scenario(self, raw: F) -> F:
+        """Marks what a client of the app does in a day: `nubes storm FILE` plays it while whatever can break does."""
+        self.scenarios[raw.__name__] = raw
+        return raw
+
+    def invariant(self, raw: F) -> F:
+        """Marks what must hold when a day has come to rest: it raises, or returns a sentence, if that is not so."""
+        self.invariants[raw.__name__] = raw
+        return raw
 
     @property
     def registered_functions(self) -> dict[str, Function[Any, Any] | Cls]:

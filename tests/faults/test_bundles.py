@@ -29,16 +29,17 @@ def recovered(folder):
         journal.let_go()
 
 
-def busy(work, folder, stop):
+def busy(work, folder, accepted, stop):
     n = 0
     while not stop.is_set():
         n += 1
         try:
             work.slow.spawn(str(folder), n, 0.02)
+            accepted.set()
             if n % 3 == 0:
                 work.plus.remote(n)
-        except NubesError:
-            return
+        except NubesError:  # what it was connected to is gone
+            time.sleep(0.005)
 
 
 @pytest.mark.parametrize("kills", [15, pytest.param(1000, marks=(pytest.mark.slow, pytest.mark.timeout(7200)))])
@@ -46,13 +47,16 @@ def test_the_state_in_a_bundle_is_the_state_that_is_recovered(plane, work, tmp_p
     chance = random.Random(kills)
     file, hashes, before = tmp_path / "bundle", set(), None
     for _ in range(kills):
-        stop = threading.Event()
-        client = threading.Thread(target=busy, args=(work, tmp_path, stop))
-        client.start()
-        time.sleep(chance.random() * 0.15)
+        accepted, stop = threading.Event(), threading.Event()
+        clients = [threading.Thread(target=busy, args=(work, tmp_path, accepted, stop)) for _ in range(3)]
+        for client in clients:
+            client.start()
+        assert accepted.wait(30)
+        time.sleep(chance.random() * 0.5)
         plane.kill()
         stop.set()
-        client.join()
+        for client in clients:
+            client.join()
         about = of_folder(plane.folder, file)
         bundled, count = about["hash"], about["count"]
         assert recovered(plane.folder) == (bundled, count)
@@ -64,3 +68,4 @@ def test_the_state_in_a_bundle_is_the_state_that_is_recovered(plane, work, tmp_p
         hashes.add(bundled)
         plane.start()
     assert len(hashes) > kills / 2, "the kills came at different points"
+    assert count > 5 * kills, "and there was work to do"

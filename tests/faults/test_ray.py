@@ -52,6 +52,7 @@ def test_nodes_join_and_leave_while_work_runs(plane, work, cluster, tmp_path):
     assert all("nubes-agent" in call.get(timeout=60) for call in more)
 
 
+@pytest.mark.slow
 def test_a_node_that_is_drained_gets_nothing_new(plane, work, cluster, tmp_path):
     (first,) = machines()
     calls = [work.slow.spawn(str(tmp_path), n, 0.5) for n in range(4)]
@@ -64,6 +65,7 @@ def test_a_node_that_is_drained_gets_nothing_new(plane, work, cluster, tmp_path)
     assert [call.get(timeout=30) for call in calls] == [n * n for n in range(4)]
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_killed_comes_back(plane, work, tmp_path):
     calls = [work.slow.spawn(str(tmp_path), n, 0.5) for n in range(6)]
     until(busy, 20, "calls run")

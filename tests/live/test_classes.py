@@ -15,7 +15,7 @@ from real import status, until
 
 import nubes
 
-STATES = ("folder", "ray")
+SLOW_STATES = ("ray",)
 
 
 @pytest.fixture(scope="module", autouse=True)

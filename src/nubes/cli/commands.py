@@ -22,6 +22,7 @@ from nubes.cli import (
     server,
     settings,
     status,
+    storm,
 )
 from nubes.cli.errors import Exit
 from nubes.cli.groups import Group
@@ -70,6 +71,7 @@ app.command()(replays.why)
 app.command()(bundles.bundle)
 app.command("open")(bundles.open_bundle)
 app.command("try")(replays.try_policy)
+app.command()(storm.storm)
 app.command()(replays.papers)
 app.command()(replays.reproduce)
 app.command()(chaos.chaos)

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nubes.client.client import Client
 from nubes.kernel.errors import Unavailable
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = ("database", "objects", "on", "address", "agents")  # settings that an embedded control plane has, too
 _shared: Client | None = None
+_instead: Any = None
 _lock = threading.Lock()
 
 
@@ -30,12 +31,21 @@ def data_folder() -> Path:
     return Path(folder).expanduser().absolute()
 
 
+def use(client: Any) -> None:
+    """From here on `client` is this process's, whatever there is to connect to: a simulation's. None: as before."""
+    global _instead
+    _instead = client
+
+
 def connect(start: bool = True) -> Client:
     """This process's client: of `NUBES_SOCKET`, of the control plane on the data folder, or of one it starts, embedded.
 
     Raises `Unavailable` if there is none and `start` is false.
     """
     global _shared
+    if _instead is not None:
+        made: Client = _instead
+        return made
     with _lock:
         if _shared is not None and os.path.exists(_shared.path):
             return _shared

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points
@@ -53,7 +54,8 @@ class Seam(msgspec.Struct, frozen=True):
 
 SEAMS: dict[str, Seam] = {}
 _POLICIES: dict[tuple[str, str], type[Policy]] = {}
-_loaded = False
+_loaded = _begun = False
+_loading = threading.RLock()
 
 P = TypeVar("P", bound=type[Policy])
 F = TypeVar("F", bound=Callable[..., Any])
@@ -115,21 +117,29 @@ def set_aside(seam_name: str) -> Iterator[None]:
 
 def load() -> None:
     """Imports every package that announces policies through the entry point group `nubes.policies`."""
-    global _loaded
     if _loaded:
         return
-    _loaded = True  # at once: a package that is imported here may look for policies itself
+    with _loading:
+        _load()
+
+
+def _load() -> None:
+    global _loaded, _begun
+    if _loaded or _begun:
+        return
+    _begun = True  # at once: a package that is imported here may look for policies itself
     for point in entry_points(group=ENTRY_POINTS):
         try:
             module = importlib.import_module(point.module)
             for inner in pkgutil.iter_modules(getattr(module, "__path__", ())):
                 importlib.import_module(f"{point.module}.{inner.name}")
         except ImportError as error:
-            _loaded = False
+            _begun = False
             package = point.dist.name if point.dist else point.module
             raise UsageError(
                 f"The policies of package {package!r} cannot be imported: {error}.", f"Mend or uninstall {package!r}."
             ) from error
+    _loaded = True
 
 
 def policies(seam_name: str | None = None) -> Iterator[type[Policy]]:

@@ -6,7 +6,7 @@ import random
 from math import inf
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nubes.data.tasks import events as e
@@ -86,6 +86,13 @@ def graphs(draw: st.DrawFn) -> list[Task]:
     return tasks
 
 
+def _graph(count: int, inputs: dict[int, str], actors: dict[int, str]) -> list[Task]:
+    return [Task(str(n), "f", (inputs[n],) if n in inputs else (), actor=actors.get(n, "")) for n in range(count)]
+
+
+# methods that wait for a node when their actor goes back to earlier ones; a queue that gets shorter by that
+@example(_graph(13, {1: "0", 2: "0", 8: "5", 10: "3"}, {1: "1", 5: "1", 7: "1", 12: "1"}), 0, "bottom-up", 1)
+@example(_graph(11, {2: "0", 5: "0", 7: "0"}, {1: "1", 4: "4", 6: "4"}), 267190669, "bottom-up", 0)
 @settings(max_examples=200, deadline=None)
 @given(
     graphs(),

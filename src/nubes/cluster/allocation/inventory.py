@@ -43,13 +43,14 @@ class Log(Generic[K]):
 class Cluster(MachineView):
     """Machines that are ranked together. Rules see it as one large machine: the sum of them."""
 
-    __slots__ = ("log", "machines", "sizes", "used")
+    __slots__ = ("fullness", "log", "machines", "sizes", "used")
 
     def __init__(self, zone: str) -> None:
         super().__init__(-1, 0.0, 0, zone=zone)
         self.machines: dict[int, MachineView] = {}
         self.log: Log[int] = Log()
         self.sizes = self.used = NOTHING
+        self.fullness = 0.0  # the share in use of what is scarcest, kept here as every class of requests asks for it
 
     def add(self, m: MachineView, sign: int) -> None:
         """Counts a machine in, or out."""
@@ -66,6 +67,9 @@ class Cluster(MachineView):
         """Counts what is promised on a machine."""
         self.used = cpu, self.memory_used, gpu = _sum(self.used, used, sign)
         self.cpu_used, self.gpu_used = cpu / UNIT, gpu / UNIT
+        self.fullness = max(
+            [used / size for used, size in zip(self.used, self.sizes, strict=True) if size], default=0.0
+        )
 
 
 def _sum(a: Units, b: Units, sign: int) -> Units:

@@ -113,9 +113,13 @@ class Ranking(Generic[K]):
         self.position = self.log.end
         for results in self.shared.values():
             results.refresh()
+        items, score_of = self.items, self.score_of
         for id in changed:
-            item = self.items.get(id)
-            self._move(id, None if item is None else self._score(item))
+            item = items.get(id)
+            score = None if item is None else self._score(item)
+            before = score_of.get(id)
+            if score != before:
+                self._move(id, before, score)
         return len(changed)
 
     def _score(self, item: MachineView) -> Score | None:
@@ -124,10 +128,7 @@ class Ranking(Generic[K]):
                 return None
         return tuple([score(item) for score in self._preferences])
 
-    def _move(self, id: K, score: Score | None) -> None:
-        before = self.score_of.get(id)
-        if before == score:
-            return
+    def _move(self, id: K, before: Score | None, score: Score | None) -> None:
         if before is not None:
             group = self.groups[before]
             if len(group) == 1:

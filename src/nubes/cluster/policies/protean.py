@@ -19,7 +19,15 @@ FULLNESS = 32  # of a cluster's use
 EVICTED = 8  # of the share of a machine's memory that idle instances would have to give back
 SIZES = ("cpu", "memory_bytes", "gpu")
 
-fits = Validator("fits", SIZES, lambda r, m: m.room(r))
+
+def _fits(r: Request, m: MachineView) -> bool:
+    """`MachineView.room`, written out: it is asked more often than anything else."""
+    return (
+        m.cpu_used + r.cpu <= m.cpu and m.memory_used + r.memory_bytes <= m.memory_bytes and m.gpu_used + r.gpu <= m.gpu
+    )
+
+
+fits = Validator("fits", SIZES, _fits)
 in_service = Validator("in service", (), lambda r, m: not m.draining)
 occupied = Preference("not empty", (), lambda r, m: 0.0 if m.holds else 1.0)
 
@@ -50,8 +58,8 @@ def packing(weights: Weights) -> Preference:
 
 def _emptiness(r: Request, m: MachineView) -> float:
     """Full clusters first, so that some stay empty for what is large."""
-    used = max(_share(m.cpu_used, m.cpu), _share(m.memory_used, m.memory_bytes), _share(m.gpu_used, m.gpu))
-    return -floor(FULLNESS * used)
+    assert isinstance(m, Cluster)
+    return -floor(FULLNESS * m.fullness)
 
 
 def _evicted(r: Request, m: MachineView) -> float:

@@ -76,6 +76,7 @@ class Actors(Graph):
         actor.next, actor.restore = base + 1, base >= 0
         missing = []
         for entry in entries:
+            self._unpark(entry)  # another one may be next now
             if entry.method > base:
                 if entry.phase is Phase.SENT:
                     self._unsend(entry)

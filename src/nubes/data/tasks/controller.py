@@ -50,13 +50,16 @@ class Tasks(Actors):
         while self._quiet:
             self._quiet = False
             self._retire()
+        if self._room and self.unplaced:
+            self._retry()
+        self._room = False
         return self._out
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
     def _node_ready(self, event: e.NodeReady) -> None:
         self.nodes[event.node] = Node(event.node, dict(event.has), event.cpus)
-        self._retry()
+        self._room = True
 
     def _retry(self) -> None:
         """Tries those for which there was no node, of those that need the same the first, and so on."""
@@ -92,8 +95,7 @@ class Tasks(Actors):
         if node is not None:
             node.free, node.blocked = event.free, event.blocked
             node.queued = min(event.queued, node.load)  # some may have ended since it said so
-            if self.unplaced:
-                self._retry()
+            self._room = True
 
     # -- tasks -----------------------------------------------------------------------------------------------------
 
@@ -193,8 +195,6 @@ class Tasks(Actors):
         self._end(entry)
         self._all_ready(complete)
         self._settle(entry.id)
-        if self.unplaced:
-            self._retry()
 
     def _input_missing(self, event: e.InputMissing) -> None:
         entry = self._running(event)

@@ -28,6 +28,7 @@ class Graph:
         self._out: list[Any] = []
         self._unreachable: dict[str, None] = {}  # actors to be stopped once nobody needs their results
         self._quiet = False  # whether that may be now
+        self._room = False  # whether a node may have room for those that are unplaced
 
     def _create(self, id: str, task: Task | None, origin: int) -> Entry:
         entry = self.table[id] = Entry(id, task, origin)
@@ -125,6 +126,7 @@ class Graph:
         if node is not None and entry.id in node.sent:
             del node.sent[entry.id]
             node.backlog -= 1
+            self._room = True
 
     # -- letting go ------------------------------------------------------------------------------------------------
 

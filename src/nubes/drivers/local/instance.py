@@ -9,13 +9,14 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from nubes.drivers.local import endings, forking, lifeline, limits, loading, payload, printed, running, wire
 from nubes.drivers.local.setting import Birth, Setting
-from nubes.functions.spec import FunctionSpec
+from nubes.functions.spec import Code, FunctionSpec
 
 _rehearsed = False
 _REHEARSALS = 20  # so often does the interpreter change code before it leaves it alone
@@ -48,8 +49,13 @@ class Instance:
         printed.redirect(self.setting.output, self._print)
         for path, source in self.setting.volumes.items():
             _mount(path, source)
+        load: Callable[[Code], Any] = loading.load
+        if "NUBES_STORM" in os.environ:  # a schedule of faults that is played for real: see `nubes.storm.live`
+            from nubes.storm import inside
+
+            load = inside.enter(self)
         settled = time.monotonic()
-        self.target = loading.raw(loading.load(self.spec.code))
+        self.target = loading.raw(load(self.spec.code))
         self.settle_s = settled - began
         self.import_s = time.monotonic() - settled
 
