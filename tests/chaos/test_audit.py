@@ -167,6 +167,7 @@ def test_only_a_crash_excuses_what_is_missing_of_calls_that_are_not_durable() ->
     assert told(Broken("kill-plane", 2.0, 2.0)) == []
     assert told(Broken("kill-plane", 9.0, 9.0)) == ["not-the-log"], "long before the crash"
     assert told(Broken("kill-plane", 9.0, 9.0), Broken("full-disk", 1.0, 9.0)) == [], "nothing could be written"
+    assert told(Broken("kill-plane", 0.5, 0.9)) == ["not-the-log"], "it was asked after the crash"
     story = Story().ask("spawn", ACCEPTED, call=7, token="t")
     story.evidence.faults = [Broken("kill-plane", 2.0, 2.0)]
     assert story.kinds() == ["lost", "unanswered"], "what was accepted has no excuse"

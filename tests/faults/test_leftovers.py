@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 from killable import Plane
 
 from nubes import client as clients
+from nubes.drivers.local.limits import Limits
 from nubes.drivers.local.shared_folder import SharedFolder, remove_leftovers
 
 
@@ -59,3 +61,18 @@ def test_without_shared_memory_the_data_folder_takes_its_place(tmp_path):
     folder = SharedFolder("x", tmp_path, memory=tmp_path / "missing")
     assert folder.path.parent == tmp_path
     folder.close()
+
+
+def test_groups_are_removed_once_what_was_killed_in_them_is_gone(tmp_path):
+    for controller in ("memory", "cpu"):
+        (tmp_path / controller).mkdir()
+    limits = Limits("cloud", tmp_path)
+    group = limits.take(1.0, 1 << 20)
+    busy = tmp_path / "memory" / "cloud" / group / "a process that is about to be gone"
+    busy.touch()
+    ends = threading.Timer(0.1, busy.unlink)
+    ends.start()
+    limits.close()
+    ends.join()
+    assert not (tmp_path / "memory" / "cloud").exists()
+    assert not (tmp_path / "cpu" / "cloud").exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import socket
 import subprocess
 import sys
 import threading
@@ -143,3 +145,20 @@ def test_a_call_that_is_done_before_it_could_be_written_down_is_not_withdrawn():
     assert fed == []
     assert "not accepted" in withdraw(plane, 8)
     assert fed == [Cancelled(8, terminate=True, refused=True)]
+
+
+def test_a_control_plane_that_goes_away_while_one_connects_to_it(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+
+        def accept():
+            connection, _ = listener.accept()
+            select.select([connection], [], [])
+            connection.close()  # what it was sent is not read: a reset
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        with pytest.raises(Unavailable, match="went away"):
+            clients.Client(str(tmp_path / "socket"))
+        thread.join()

@@ -95,7 +95,7 @@ class _Calls:
             self.runs[run.token].append(run)
         crashes = [fault for fault in evidence.faults if fault.kind == "kill-plane"]
         stalls = [f for f in evidence.faults if f.kind in ("full-disk", "slow-disk", "stop-plane", "stop-plane-long")]
-        self.lossy = [(_began(crash.at_s, stalls) - TAIL_S, crash.at_s) for crash in crashes]
+        self.lossy = [(_began(crash.at_s, stalls) - TAIL_S, crash.until_s) for crash in crashes]
         kills = [f.at_s for f in evidence.faults if f.kind in ("kill-instance", "kill-parent", "kill-agent")]
         self.unwritten_losses = sum(any(a <= at <= b for a, b in self.lossy) for at in kills)
 
@@ -145,15 +145,16 @@ class _Calls:
         logged = self.log.get(call)
         for status, text in sorted(said):
             if logged is None or not logged.answers:
-                first = min(told.at_s for told in tolds)
-                may_miss = any(begin <= first <= end for begin, end in self.lossy) and not self._durable(call)
-                if not may_miss:
+                first, ask = min(told.at_s for told in tolds), self.asked.get(call)
+                from_s = ask.at_s if ask is not None else first
+                around = any(from_s <= end and begin <= first for begin, end in self.lossy)
+                if not around or self._durable(call):
                     yield Finding("not-the-log", f"{name} was answered {status} {text}, and the log has no answer")
             elif not any(status == kept and what in (text, "") for kept, what in logged.answers):
                 yield Finding("not-the-log", f"{name} was answered {status} {text}, and the log has {logged.answers}")
-            ask = self.asked.get(call)
-            if ask is None:
+            if call not in self.asked:
                 continue
+            ask = self.asked[call]
             right, what = expected(ask.function, ask.token)
             returned = status == SUCCEEDED or (status == FAILED and text != "lost")
             if returned and (status, text) != (right, what):

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from nubes.chaos.cloud import Cloud
 from nubes.chaos.evidence import Broken
+from nubes.chaos.journal import Journal
 from nubes.chaos.members import Member, signalled
 from nubes.chaos.network import Network
 from nubes.chaos.schedule import FAULTS, Fault
@@ -18,7 +19,7 @@ from nubes.chaos.schedule import FAULTS, Fault
 T = TypeVar("T")
 Undo = Callable[[], object]
 SLOW_S = 0.5
-DAY_S = 86_400.0
+MOST_OFF_S = 36_000.0  # from the slowest clock to the fastest is less than a day: for so long answers are kept
 
 
 class Breaker:
@@ -27,6 +28,7 @@ class Breaker:
     def __init__(self, cloud: Cloud, faults: Sequence[Fault]) -> None:
         self.cloud = cloud
         self.done: list[Broken] = []
+        self._journal = Journal(cloud.folder / "faults.jsonl")
         self._start_s = time.monotonic()
         self._to_come = list(reversed(faults))
         self._under_way: list[tuple[float, Undo]] = []
@@ -53,6 +55,7 @@ class Breaker:
             return  # there was nobody to do it to
         what, undo = begun
         self.done.append(Broken(fault.kind, at, time.monotonic() + fault.lasts_s, what))
+        self._journal.write(self.done[-1])
         if undo is not None:
             self._under_way.append((at + fault.lasts_s, undo))
 
@@ -66,9 +69,9 @@ class Breaker:
             self.cloud.preload.slow(SLOW_S * fault.choice)
             return f"{SLOW_S * fault.choice:.2f} s a flush", lambda: self.cloud.preload.slow(0.0)
         if fault.kind == "clock-step":
-            seconds = int((2 * fault.choice - 1) ** 3 * DAY_S)
-            self.cloud.preload.step(seconds)
-            return f"{seconds:+d} s", None
+            seconds = int((2 * fault.choice - 1) ** 3 * MOST_OFF_S)
+            self.cloud.preload.set(seconds)
+            return f"to {seconds:+d} s", None
         network = _pick(self.cloud.networks, fault.choice)
         return self._network(verb, network, fault.choice) if network is not None else None
 
@@ -103,16 +106,18 @@ class Breaker:
 
     def _fill(self) -> tuple[str, Undo]:
         path = self.cloud.data / "ballast"
-        block, written = bytes(1 << 20), 0
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+        about = os.fstatvfs(fd)
+        written, more = 0, about.f_bavail * about.f_frsize
         try:
-            while block:
+            while more:
                 try:
-                    written += os.write(fd, block)
+                    os.posix_fallocate(fd, written, more)
+                    written += more
                 except OSError as error:
                     if error.errno != errno.ENOSPC:
                         raise
-                    block = block[: len(block) // 2]  # to the last byte
+                    more //= 2  # to the last byte
         finally:
             os.close(fd)
         return f"{written >> 20} MiB", lambda: path.unlink(missing_ok=True)

@@ -31,10 +31,9 @@ class Preload:
         if subprocess.run(argv, capture_output=True, check=False).returncode == 0:
             self.env = {"LD_PRELOAD": str(library), "NUBES_CHAOS_PAGE": str(page)}
 
-    def step(self, seconds: float) -> None:
-        """Moves the wall clock by whole seconds, forward or back."""
-        (now,) = struct.unpack_from("d", self._page, 0)
-        struct.pack_into("d", self._page, 0, now + int(seconds))
+    def set(self, seconds: int) -> None:
+        """From now on the wall clock is so many seconds ahead of the machine's."""
+        struct.pack_into("d", self._page, 0, seconds)
 
     def slow(self, seconds: float) -> None:
         """From now on each flush takes so much longer."""

@@ -13,7 +13,7 @@ import msgspec
 from nubes.chaos import faults, journal, logged, plants
 from nubes.chaos.audit import Finding, audit
 from nubes.chaos.cloud import Cloud, Plan
-from nubes.chaos.evidence import Ask, Broken, Evidence, Told
+from nubes.chaos.evidence import Ask, Evidence, Told
 from nubes.chaos.schedule import chosen, schedule
 
 SETTLE_S = 60.0  # how long after the last fault everything may take to be answered
@@ -62,7 +62,7 @@ def run(
         late = cloud.shut_down()
         if plant:
             plants.plant(plant, folder)
-        evidence = gather(folder, breaker.done)
+        evidence = gather(folder)
         evidence.left_over = [*late, *cloud.left_over()]
         evidence.ended_alone = cloud.trouble
         counts = Counter(fault.kind for fault in breaker.done)
@@ -107,9 +107,9 @@ def _answers(cloud: Cloud) -> bool:
         return False
 
 
-def gather(folder: Path, broken: list[Broken]) -> Evidence:
+def gather(folder: Path) -> Evidence:
     """The evidence that a run left in its folder."""
-    evidence = Evidence(faults=broken)
+    evidence = Evidence(faults=list(journal.read(folder / "faults.jsonl")))
     for path in sorted((folder / "journals").glob("*.jsonl")):
         for record in journal.read(path):
             if isinstance(record, Ask):

@@ -26,7 +26,7 @@ FAULTS: dict[str, tuple[float, tuple[float, float], str]] = {
     "stop-client": (1.0, SHORT, "SIGSTOP of a client"),
     "full-disk": (1.0, (0.5, 3.0), "no space left where the data folder is"),
     "slow-disk": (1.0, (0.5, 4.0), "every flush takes up to half a second longer"),
-    "clock-step": (1.0, (0, 0), "the wall clock of all processes of the cloud jumps, by up to a day"),
+    "clock-step": (1.0, (0, 0), "the wall clock of all processes of the cloud jumps, to up to ten hours off"),
     "cut": (2.0, (0, 0), "connections of a machine are reset"),
     "half-close": (1.0, (0, 0), "connections of a machine are closed in one direction"),
     "stall": (1.0, SHORT, "connections of a machine carry nothing"),

@@ -38,8 +38,8 @@ class Connection:
 
     def __init__(self, path: str) -> None:
         self.stream = wire.SocketStream(open_socket(path))
-        self.stream.send(wire.pack(wire.HELLO, 1))
-        _, self.protocol, self.shared, self.folder, self.pid, self.objects = self.stream.recv()
+        self.send(wire.pack(wire.HELLO, 1))
+        _, self.protocol, self.shared, self.folder, self.pid, self.objects = self.recv()
 
     def send(self, data: bytes) -> None:
         """Sends frames. Raises `Unavailable` if the control plane is gone."""

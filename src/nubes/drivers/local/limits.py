@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 _CONTROLLERS = ("memory", "cpu")
 _PERIOD_US = 100_000
+_GONE_S = 1.0  # how long it may take until a group of killed processes is empty
 
 
 class Limits:
@@ -105,7 +107,9 @@ class Limits:
             groups = [path.name for path in Path(base).iterdir() if path.is_dir()] if os.path.isdir(base) else []
             for group in groups:
                 self.kill(group)
-            self._remove(groups)
+            until = time.monotonic() + _GONE_S
+            while not self._remove(groups) and time.monotonic() < until:
+                time.sleep(0.01)  # what was killed is about to be gone
             os.makedirs(base, exist_ok=True)
         if self.kind == "cgroup2":
             _delegate(Path(next(iter(self._base.values()))))
@@ -120,13 +124,18 @@ class Limits:
             except OSError:
                 pass
 
-    def _remove(self, groups: Iterable[str]) -> None:
+    def _remove(self, groups: Iterable[str]) -> bool:
+        """Whether all of them are gone."""
+        left = 0
         for base in self._base.values():
             for group in groups:
                 try:
                     os.rmdir(f"{base}/{group}")
-                except OSError:
+                except FileNotFoundError:
                     pass
+                except OSError:
+                    left += 1
+        return not left
 
 
 def enter(writes: list[tuple[str, str]], memory_bytes: int, has_groups: bool) -> None:
