@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ class Life:
         self._ended: asyncio.Future[bool] = self.loop.create_future()
         self.shared = SharedFolder(f"agent-{incarnation:x}", agent.folder)
         self.work = Work(self.loop, agent.folder, self.shared.path, agent.carrier, self._send, lambda: self.end(True))
-        self.tunnel = Tunnel(self.loop, agent.folder / "socket", agent, self.shared.path, self.work.objects)
+        self.tunnel = Tunnel(self.loop, agent.folder / "socket", self._open_way, self.shared.path, self.work.objects)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -143,6 +144,11 @@ class Life:
                 self.peer = peer = Peer(self.loop, sock, self._received, self._cut)
                 self._write(self.link.connected(), peer)
             await asyncio.sleep(AGAIN_S)
+
+    async def _open_way(self) -> socket.socket:
+        agent = self.agent
+        sock, _ = await listener.connect(self.loop, agent.address, agent.token, messages.CLIENT, b"")
+        return sock
 
     def _cut(self) -> None:
         self.peer = None

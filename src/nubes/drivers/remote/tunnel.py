@@ -5,27 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nubes.drivers.local import payload, wire
 from nubes.drivers.local.peer import Peer
 from nubes.drivers.local.sockets import listen
-from nubes.drivers.remote import listener, messages
 from nubes.kernel.errors import NubesError
-
-if TYPE_CHECKING:
-    from nubes.drivers.remote.agent import Agent
 
 _DATA = 8  # where a CALL frame has its arguments
 
 
 class Tunnel:
-    def __init__(self, loop: asyncio.AbstractEventLoop, path: Path, agent: Agent, shared: Path, objects: Path) -> None:
+    """Listens at `path`. `open_way` makes a connection to the control plane, for a client."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, path: Path, open_way: Callable[[], Awaitable[socket.socket]],
+        shared: Path, objects: Path,
+    ) -> None:  # fmt: skip
         self.loop = loop
-        self.agent = agent
+        self.open_way = open_way
+        self.path = path
         self.shared, self.objects = shared, objects
-        self._path = path
         self._sock = listen(path)
         self._passages: set[Passage] = set()
         loop.add_reader(self._sock.fileno(), self._accept)
@@ -43,7 +45,7 @@ class Tunnel:
     def close(self) -> None:
         self.loop.remove_reader(self._sock.fileno())
         self._sock.close()
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
         for passage in list(self._passages):
             passage.close()
 
@@ -59,9 +61,8 @@ class Passage:
         self._opening = tunnel.loop.create_task(self._open())
 
     async def _open(self) -> None:
-        agent = self._tunnel.agent
         try:
-            sock, _ = await listener.connect(self._tunnel.loop, agent.address, agent.token, messages.CLIENT, b"")
+            sock = await self._tunnel.open_way()
         except (OSError, TimeoutError, ValueError, NubesError):
             self.close()
             return
@@ -81,7 +82,7 @@ class Passage:
     def _from_plane(self, frame: list[Any]) -> None:
         if frame[0] == wire.WELCOME:
             objects = frame[5] if "://" in frame[5] else str(self._tunnel.objects)
-            frame = [frame[0], frame[1], str(self._tunnel.shared), str(self._tunnel.agent.folder), os.getpid(), objects]
+            frame = [frame[0], frame[1], str(self._tunnel.shared), str(self._tunnel.path.parent), os.getpid(), objects]
         self._here.send(wire.pack(*frame))
 
     def close(self) -> None:
