@@ -159,7 +159,7 @@ def ray_cluster(nodes: int, cpus: int = 2) -> Iterator[Any]:
 @contextmanager
 def object_store() -> Iterator[dict[str, str]]:
     """An S3 mock server with an empty bucket `nubes`; the variables with which it is reached."""
-    pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    pytest.importorskip("moto.server", reason="moto is not installed")
     pytest.importorskip("obstore", reason="obstore is not installed")
     port = _free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
