@@ -31,8 +31,11 @@ def check(name: str) -> None:
 
 def plant(name: str, folder: Path) -> None:
     """Does it to the run in `folder`. Raises `UsageError` if there is nothing to lose."""
-    if name != EARLY:
-        PLANTS[name][0](folder)
+    if name == EARLY:
+        return
+    if not any((folder / "data" / "log").glob("*.log")):
+        raise UsageError("The log is in a database: nothing can be taken out of it.", "Run without --database.")
+    PLANTS[name][0](folder)
 
 
 # -- in the log --------------------------------------------------------------------------------------------------------
@@ -135,8 +138,6 @@ def _rewrite(folder: Path, change: Callable[[float, Any], tuple[Event, ...]]) ->
     """Puts what `change` makes of each record in its place, in all segments; snapshots go, they would say it anew."""
     codec, count = Codec(e.EVENTS), 0
     place = folder / "data" / "log"
-    if not any(place.glob("*.log")):
-        raise UsageError("The log is in a database: nothing can be taken out of it.", "Run without --database.")
     for path in place.glob("*.snap"):
         path.unlink()
     for path in sorted(place.glob("*.log")):
