@@ -225,7 +225,7 @@ def test_who_shares_a_refused_call_is_refused_too() -> None:
     Session._frame(session, call(1))
     session._kept(2, 1)
     assert session.said[-1] == [wire.ACCEPTED, 2, 1]
-    session._not_kept(1, "The disk is full.", lambda: None)
+    session._not_kept(1, "The disk is full.")
     session._kept(3, 1)
     assert session.said[-1][:3] == [wire.RESULT, 3, "FAILED"]
     assert session.said[-1][3].startswith("unavailable: ")

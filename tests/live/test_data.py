@@ -20,7 +20,8 @@ from nubes import client
 from nubes.drivers.local import objects
 
 MEGABYTE = 1 << 20
-STATES = ("folder", "servers", "ray")
+STATES = ("folder", "servers")
+SLOW_STATES = ("ray",)
 
 
 @pytest.fixture(scope="module", autouse=True)

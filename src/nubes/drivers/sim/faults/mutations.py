@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 from nubes.drivers.local.journal import Journal
 from nubes.drivers.local.plane import Plane
-from nubes.drivers.local.sessions import Session
+from nubes.drivers.local.sessions import Session, withdraw
 from nubes.functions import answers, calls, changes, instances, lifecycle, machines, serving
 from nubes.functions.tree import Tree
 from nubes.kernel import frames
@@ -68,7 +68,7 @@ MUTATIONS = [
     M("the tail is folded from too early", Journal._newest, "self.log.snapshot_at, float", "self.log.first, float"),
     # the plane
     M("the log does not say that it went on", Plane.begin, "self.feed(e.Restarted())", "pass"),
-    M("the clock goes back", WallClock.__init__, "max(wall(), floor)", "wall()"),
+    M("the clock goes back", WallClock.__init__, "max((wall or time.time)(), floor)", "(wall or time.time)()"),
     M("retries are not timed", Plane._set_timer, "command.at < 1e300",
       "command.at < 1e300 and command.key[0] != 'retry'"),
     M("instances are not timed", Plane._set_timer, "command.at < 1e300",
@@ -84,8 +84,7 @@ MUTATIONS = [
       "(lambda then, _: then())("),
     M("a call of a known key is accepted as its own", Session._call,
       "self.plane.controller.keys.get((function + variant, key), call) if key else call", "call"),
-    M("a refused call runs", Session._not_kept,
-      "self.plane.feed(e.Cancelled(call, terminate=True, refused=True))", "pass"),
+    M("a refused call runs", withdraw, "plane.feed(e.Cancelled(call, terminate=True, refused=True))", "pass"),
     M("who shares a refused call is accepted", Session._kept, "actual in controller.results", "True"),
     M("who hung up is not missed", Session._gone, "self.plane.feed(e.ClientGone(self.owner, tuple(sorted(self.apps))))",
       "pass"),
