@@ -141,7 +141,7 @@ class Cloud:
         for network in self.networks:
             network.close()
         if self.disk:
-            if keep:
+            if keep and (self.data / "log").exists():
                 shutil.copytree(self.data / "log", self.folder / "log")
             subprocess.run(["umount", "-l", str(self.data)], check=False)
             self.disk = False
