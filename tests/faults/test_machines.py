@@ -134,7 +134,7 @@ def test_a_connection_that_breaks_for_a_moment_disturbs_nobody(plane, work, join
         proxy.mend()
     assert [call.get(timeout=30) for call in calls] == [n * n for n in range(8)]
     assert named("one")["id"] == before
-    assert proxy.passed > 2
+    assert proxy.passed >= 2  # it came back at least once
     assert all((tmp_path / str(n)).read_text() == "x" for n in range(8)), "each ran once"
     proxy.close()
 
