@@ -228,7 +228,7 @@ class Journal:
 def _code_version() -> bytes:
     """One word for the code that a state is the fold of."""
     digest = hashlib.sha256(nubes.__version__.encode())
-    for package in ("kernel", "functions"):
+    for package in ("kernel", "functions", "cluster", "serving"):  # whose objects a state holds
         for path in sorted((Path(nubes.__file__).parent / package).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16].encode()

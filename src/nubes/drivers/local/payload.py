@@ -259,12 +259,18 @@ def segment_of(payload: bytes) -> str:
 
 
 def carried(payload: bytes, last: bool = False) -> bytes:
-    """The payload as it can go to another machine. `last`: nobody else reads its segment, which goes."""
+    """The payload as it can go to another machine. `last`: nobody else reads its segment, which goes.
+
+    One whose segment is gone already, with whoever made it, stays as it is: its reader will say so.
+    """
     path = segment_of(payload)
     if not path or objects.is_url(path):
         return payload
-    with open(path, "rb") as file:
-        content = file.read()
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except FileNotFoundError:
+        return payload
     if last and not is_object(path):
         discard(path)
     return b"B" + _encode((payload[1:], content))

@@ -26,7 +26,10 @@ _decode = msgspec.msgpack.Decoder(tuple[bytes, str, int]).decode
 
 
 def _is_large(path: str) -> bool:
-    return path != "" and not is_url(path) and os.path.getsize(path) >= LEAST_BYTES
+    try:
+        return path != "" and not is_url(path) and os.path.getsize(path) >= LEAST_BYTES
+    except FileNotFoundError:
+        return False
 
 
 def _content(path: str) -> Any:

@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 
-from nubes.drivers.local import wire
 from nubes.drivers.local.peer import Peer
 from nubes.drivers.local.shared_folder import SharedFolder
 from nubes.drivers.remote import listener, messages
@@ -178,7 +177,7 @@ class Life:
 
     def _write(self, frames: list[bytes], peer: Peer | None) -> None:
         if peer is not None and frames:
-            peer.send(b"".join(wire.pack(messages.LINK, frame) for frame in frames))
+            peer.send(messages.linked(frames))
 
     def _send(self, news: Any) -> None:
         self._write(self.link.send(messages.encode(news)), self.peer)

@@ -37,7 +37,7 @@ class Member:
 
     def write(self, frames: list[bytes]) -> None:
         if self.peer is not None and frames:
-            self.peer.send(b"".join(wire.pack(messages.LINK, frame) for frame in frames))
+            self.peer.send(messages.linked(frames))
 
 
 class Agents:
@@ -70,6 +70,7 @@ class Agents:
         self.members: dict[int, Member] = {}  # by machine
         self._where: dict[int, Member] = {}  # by instance
         self._nodes: dict[int, Member] = {}  # by parent in the process tree
+        self._given_up: set[int] = set()  # incarnations of agents whose machine is lost: their links are of no use
         self._closed = False
         loop.call_later(messages.BEAT_S, self._beat)
 
@@ -78,6 +79,8 @@ class Agents:
     def join(self, raw: bytes, sock: socket.socket) -> None:
         """An agent connects, for the first time or again. Raises `UsageError` if its machine was given up."""
         about = messages.about(raw)
+        if about.incarnation in self._given_up:
+            raise UsageError("This machine was given up.", "Its agent begins anew.")
         member = next((m for m in self.members.values() if m.about.incarnation == about.incarnation), None)
         if member is None:
             for other in [m for m in self.members.values() if m.about.name == about.name]:
@@ -102,6 +105,7 @@ class Agents:
         member = self.members.pop(machine, None)
         if member is None:
             return
+        self._given_up.add(member.about.incarnation)
         for table in (self._where, self._nodes):
             for id in [id for id, where in table.items() if where is member]:
                 del table[id]
@@ -168,6 +172,8 @@ class Agents:
             if self._where.pop(news.event.instance, None) is member:
                 self._feed(news.event)
         elif self._nodes.get(news.event.node) is member:
+            if isinstance(news.event, e.NodeLost):
+                del self._nodes[news.event.node]
             self._feed(news.event)
 
     def _said(self, member: Member, news: messages.Said) -> None:

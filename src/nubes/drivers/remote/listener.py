@@ -14,6 +14,7 @@ from nubes.drivers.remote import messages
 from nubes.kernel.errors import NubesError, UsageError
 
 GREETING_S = 10.0  # how long one may take to say who it is
+GREETING_BYTES = 64 << 10  # and how much
 
 Welcome = Callable[[str, bytes, socket.socket], None]
 
@@ -37,6 +38,7 @@ class Listener:
         self._sock = sock
         self._token = token
         self._welcome = welcome
+        self._greetings: set[asyncio.Task[None]] = set()  # the loop itself would forget them
         sock.setblocking(False)
         loop.add_reader(sock.fileno(), self._accept)
 
@@ -48,13 +50,17 @@ class Listener:
     def close(self) -> None:
         self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
+        for greeting in self._greetings:
+            greeting.cancel()
 
     def _accept(self) -> None:
         try:
             connection, _ = self._sock.accept()
         except (BlockingIOError, ConnectionError):
             return
-        self._loop.create_task(self._greet(connection))
+        greeting = self._loop.create_task(self._greet(connection))
+        self._greetings.add(greeting)
+        greeting.add_done_callback(self._greetings.discard)
 
     async def _greet(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -89,8 +95,10 @@ class Listener:
 
 
 async def read(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> list[Any]:
-    """The next frame, and not a byte more. Raises `ConnectionError` at the end."""
+    """The next frame of a greeting, and not a byte more. Raises `ConnectionError` at the end, `ValueError`."""
     size = int.from_bytes(await _exactly(loop, sock, 4), "little")
+    if size > GREETING_BYTES:
+        raise ValueError(f"a greeting of {size} bytes")
     return wire.unbody(await _exactly(loop, sock, size))
 
 

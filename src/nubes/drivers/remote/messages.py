@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
+from nubes.drivers.local import wire
 from nubes.functions import events as e
 from nubes.functions.spec import FunctionSpec
 
@@ -101,6 +103,11 @@ encode = msgspec.msgpack.Encoder().encode
 order = msgspec.msgpack.Decoder(Do | Run | Files | Bye).decode
 news = msgspec.msgpack.Decoder(Happened | Said | Wants | Leaves).decode
 about = msgspec.msgpack.Decoder(About).decode
+
+
+def linked(frames: Iterable[bytes]) -> bytes:
+    """Frames of a link as they go over a connection."""
+    return b"".join(wire.pack(LINK, frame) for frame in frames)
 
 
 def proof(token: str, nonce: bytes, kind: str) -> bytes:
