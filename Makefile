@@ -28,7 +28,7 @@ dst: $(VENV)/.core  ## Run the control plane in SEEDS=1000 simulated worlds full
 	@$(BIN)/python -m nubes.drivers.sim.faults $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
 
 mutations: $(VENV)/.core  ## See whether those worlds notice each of the faults that can be put into the code
-	@$(BIN)/python -m nubes.drivers.sim.faults --mutations --seeds $(or $(SEEDS),2000)
+	@$(BIN)/python -m nubes.drivers.sim.faults --mutations --seeds $(or $(SEEDS),10000)
 
 MINUTES ?= 5
 SEED ?= 0
