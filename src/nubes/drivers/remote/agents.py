@@ -64,7 +64,7 @@ class Agents:
         self._carrier = carrier or Inline()
         self._connect = connect
         self._code_of = files
-        self._incarnation = incarnation or messages.incarnation()
+        self.incarnation = incarnation or messages.incarnation()
         self._machines = itertools.count(1)
         self.members: dict[int, Member] = {}  # by machine
         self._where: dict[int, Member] = {}  # by instance
@@ -93,7 +93,7 @@ class Agents:
     def _new(self, about: messages.About) -> Member:
         machine = next(self._machines)
         line = Line(
-            self._incarnation, self._loop.time, lambda message: self._said(machine, message),
+            self.incarnation, self._loop.time, lambda message: self._said(machine, message),
             lambda: self.lost(machine, "its agent is another one"), lambda: self._cut(machine),
         )  # fmt: skip
         member = self.members[machine] = Member(machine, about, line)

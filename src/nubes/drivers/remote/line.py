@@ -24,7 +24,7 @@ class Connection(Protocol):
     def close(self) -> None: ...
 
 
-Connect = Callable[[Any, Any, OnFrame, OnClose], Connection]  # of a loop and what is connected: such as `local.peer.Peer`
+Connect = Callable[[Any, Any, OnFrame, OnClose], Connection]  # of a loop and a socket: `local.peer.Peer`, or a model
 
 
 class Line:

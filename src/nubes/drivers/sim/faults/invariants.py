@@ -16,6 +16,8 @@ from nubes.functions.events import EVENTS
 from nubes.kernel.fingerprint import fingerprint
 from nubes.kernel.message import Codec
 
+ORPHANED_S = 5.0  # how long something may be there that the control plane does not know of
+
 if TYPE_CHECKING:
     from nubes.drivers.sim.faults.world import World
 
@@ -133,6 +135,43 @@ def nothing_is_left_of_who_is_gone(world: World) -> Iterator[str]:
     for what, table in (("sinks", plane.sinks), ("inputs", plane.inputs), ("outputs", plane.outputs)):
         if left := [call for call in table if call not in state.calls]:
             yield f"{what} of {left[:5]} are kept, though those calls are over"
+
+
+def disagreements(world: World) -> set[tuple[str, int, int]]:
+    """(what, machine, id) of all that is there and not known to the control plane, or known and not there."""
+    state = world.plane.controller
+    known: set[tuple[str, int, int]] = set()
+    found: set[tuple[str, int, int]] = set()
+    names = {machine.id: machine.number for machine in world.machines if machine.up or not machine.number}
+    for id, m in state.machines.items():
+        known.add(("machine", names.get(id, -id), 0))
+        known |= {("instance", names.get(id, -id), instance) for instance in m.instances}
+    known |= {("parent", names.get(node.machine, -node.machine), node.id) for node in state.tree.where.values()}
+    for machine in world.machines:
+        if machine.number and not machine.up:
+            continue
+        found.add(("machine", machine.number, 0))
+        if machine.processes is not None:
+            found |= {("instance", machine.number, id) for id in machine.processes.instances}
+            found |= {("parent", machine.number, id) for id in machine.processes.parents}
+    return known ^ found
+
+
+@invariant(END)
+def the_control_plane_and_its_machines_agree(world: World) -> Iterator[str]:
+    """Every machine that is up is a member, and runs what the controller knows of: no more and no less, for long."""
+    if left := world.left & disagreements(world):
+        yield f"{sorted(left)[:5]} are on a machine and not known to the controller, or the other way round"
+
+
+@invariant(END)
+def what_was_sent_has_come(world: World) -> Iterator[str]:
+    """Between the control plane and the agents that live."""
+    before_s = world.timeline.now - ORPHANED_S
+    for machine in world.machines[1:]:
+        for way in (machine.life.incarnation,), (world.life.number, machine.life.incarnation):
+            if overdue := world.oracle.overdue(way, before_s):
+                yield f"{overdue} messages between the control plane and {machine.name} did not come"
 
 
 @invariant(END)
