@@ -77,11 +77,12 @@ class Work:
         elif isinstance(order, messages.Bye):
             self._leave()
         elif isinstance(order.command, e.StopInstance):
-            self._unhold(order.command.instance)
+            self._unhold(order.command)
             self._hands.stop(order.command)
         elif isinstance(order.command, e.Interrupt):
             self._hands.interrupt(order.command)
         elif isinstance(order.command, e.PruneNode):
+            self._unhold(order.command)
             self._hands.prune(order.command)
         elif order.around is not None:
             self._prepare(order, order.around)
@@ -154,13 +155,13 @@ class Work:
         elif isinstance(command, e.GrowNode):
             self.report(e.NodeLost(command.node, reason))
 
-    def _unhold(self, instance: int) -> None:
-        """What is stopped need not be started any more."""
+    def _unhold(self, command: e.StopInstance | e.PruneNode) -> None:
+        """What is stopped, or pruned, need not be started any more."""
         for orders in self._held.values():
             for order in orders:
-                if isinstance(order.command, e.StartInstance) and order.command.instance == instance:
+                if _what(order.command) == _what(command):
                     orders.remove(order)
-                    self.report(e.InstanceLost(instance, "it was stopped before it was started"))
+                    self._failed(order.command, "it was stopped before it was started")
                     return
 
     # -- news ----------------------------------------------------------------------------------------------------
@@ -181,3 +182,10 @@ class Work:
             payload.discard(self._arguments.pop(frame[1]))
         pid = self.site.pid(instance) if frame[0] == wire.READY else 0
         self._send(messages.Said(instance, frame, keep, pid))
+
+
+def _what(command: Any) -> tuple[str, int]:
+    """What a command starts or ends."""
+    if isinstance(command, e.GrowNode | e.PruneNode):
+        return "parent", command.node
+    return "instance", command.instance

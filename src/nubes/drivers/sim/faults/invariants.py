@@ -137,8 +137,8 @@ def nothing_is_left_of_who_is_gone(world: World) -> Iterator[str]:
             yield f"{what} of {left[:5]} are kept, though those calls are over"
 
 
-def disagreements(world: World) -> set[tuple[str, int, int]]:
-    """(what, machine, id) of all that is there and not known to the control plane, or known and not there."""
+def disagreements(world: World) -> set[tuple[str, str, int, int]]:
+    """(how, what, machine, id) of all that is there and not known to the control plane, or known and not there."""
     state = world.plane.controller
     known: set[tuple[str, int, int]] = set()
     found: set[tuple[str, int, int]] = set()
@@ -154,14 +154,14 @@ def disagreements(world: World) -> set[tuple[str, int, int]]:
         if machine.processes is not None:
             found |= {("instance", machine.number, id) for id in machine.processes.instances}
             found |= {("parent", machine.number, id) for id in machine.processes.parents}
-    return known ^ found
+    return {("known", *one) for one in known - found} | {("there", *one) for one in found - known}
 
 
 @invariant(END)
 def the_control_plane_and_its_machines_agree(world: World) -> Iterator[str]:
     """Every machine that is up is a member, and runs what the controller knows of: no more and no less, for long."""
     if left := world.left & disagreements(world):
-        yield f"{sorted(left)[:5]} are on a machine and not known to the controller, or the other way round"
+        yield f"only known, or only there: {sorted(left)[:5]}"
 
 
 @invariant(END)

@@ -158,7 +158,7 @@ class Machine:
         if end is None:
             self.loop.call_later(AGAIN_S, self._dial, life)
         else:
-            about = messages.About(life.incarnation, self.name, self.cpu, self.memory_bytes, f"zone {self.number % 2}")
+            about = messages.About(life.incarnation, f"m{self.number}", self.cpu, self.memory_bytes, f"zone {self.number % 2}")
             end.send(wire.pack(messages.JOIN, messages.encode(about)))
             Greeting(self, life, end)
 

@@ -58,6 +58,8 @@ class WatchedAgents(Agents):
 
     def _order(self, member: Member, order: Any) -> None:
         self.oracle.sent((self.incarnation, member.about.incarnation), messages.encode(order))
+        if self.oracle.world.tell is not None:
+            self.oracle.world.note(f"order for {member.about.name}:", order)
         super()._order(member, order)
 
     def _said(self, machine: int, message: bytes) -> None:
@@ -77,4 +79,6 @@ class WatchedLife(Life):
 
     def _send(self, news: Any) -> None:
         self.oracle.sent((self.incarnation,), messages.encode(news))
+        if self.oracle.world.tell is not None:
+            self.oracle.world.note(f"news from life {self.incarnation}:", news)
         super()._send(news)

@@ -64,16 +64,16 @@ class World:
         self.oracle = Oracle(self)
         self.r = r = rng(seed, "world")
         delay_s, sync_s = self.plan.delay_s, self.plan.sync_s
-        self.near_s = lambda: r.expovariate(1.0) * delay_s if delay_s else 0.0
+        self.near_s: Callable[[], float] = lambda: r.expovariate(1.0) * delay_s if delay_s else 0.0
         self.network = Network(self.timeline, r, self.near_s)
-        self.work_s = lambda: r.expovariate(1.0) * sync_s if sync_s else 0.0
+        self.work_s: Callable[[], float] = lambda: r.expovariate(1.0) * sync_s if sync_s else 0.0
         self.specs: dict[str, FunctionSpec] = {spec.name: spec for spec in plans.functions(rng(seed, "app"))}
         self.clients = [Client(self, n + 1, rng(seed, "client", n)) for n in range(self.plan.clients)]
         self.machines = [Machine(self, n, rng(seed, "machine", n)) for n in range(self.plan.machines + 1)]
         self.life = Lifetime(0)  # of the control plane
         self.owners = 0
         self.up = False
-        self.left: set[tuple[str, int, int]] = set()  # what the control plane and its machines disagreed on, before
+        self.left: set[tuple[str, str, int, int]] = set()  # what the control plane and its machines disagreed on, before
         self.last_now = 0.0
         self.recovered_at = 0.0, 0.0  # by the control plane's clock, and by the world's
         self.expected = 0  # records that the last crash must have left
