@@ -73,7 +73,7 @@ class World:
         self.life = Lifetime(0)  # of the control plane
         self.owners = 0
         self.up = False
-        self.left: set[tuple[str, str, int, int]] = set()  # what the control plane and its machines disagreed on, before
+        self.left: set[tuple[str, str, int, int]] = set()  # what the control plane and its machines disagree on
         self.last_now = 0.0
         self.recovered_at = 0.0, 0.0  # by the control plane's clock, and by the world's
         self.expected = 0  # records that the last crash must have left
@@ -273,7 +273,9 @@ class World:
         until_s = max(self.timeline.now, *standing, *self.network.cut_until.values()) + SETTLE_S
         self._until_s(until_s - ORPHANED_S)
         self.left = disagreements(self)
-        self._until_s(until_s)
+        while self.timeline.now < until_s:
+            self._until_s(self.timeline.now + ORPHANED_S / 20)
+            self.left &= disagreements(self)
         self.check(END)
 
     def _until_s(self, until_s: float) -> None:
