@@ -148,10 +148,8 @@ class Agents:
             member.leaving = True
             self._feed(e.MachineDraining(member.machine))
         elif isinstance(news.event, e.InstanceLost):
-            member.functions.pop(news.event.instance, None)
-            member.pids.pop(news.event.instance, None)
-            if self._where.pop(news.event.instance, None) is member:
-                self._feed(news.event)
+            event = news.event
+            self._in_order.do(event.instance, None, lambda _: self._ended(member, event))
         elif self._nodes.get(news.event.node) is member:
             if isinstance(news.event, e.NodeLost):
                 del self._nodes[news.event.node]
@@ -182,6 +180,14 @@ class Agents:
         if frame[0] == wire.DONE:
             frame[6] = True  # it read copies of its arguments
         self._frame(instance, frame)
+
+    def _ended(self, member: Member, event: e.InstanceLost) -> None:
+        """After all that it said."""
+        member.functions.pop(event.instance, None)
+        member.pids.pop(event.instance, None)
+        if self._where.get(event.instance) is member:
+            del self._where[event.instance]
+            self._feed(event)
 
     def _lose(self, member: Member, instance: int, reason: str) -> None:
         """Gives an instance up whose answer is lost: its calls start over."""

@@ -80,7 +80,8 @@ class Work:
             self._unhold(order.command)
             self._hands.stop(order.command)
         elif isinstance(order.command, e.Interrupt):
-            self._hands.interrupt(order.command)
+            interrupt = order.command  # after its calls
+            self._in_order.do(interrupt.instance, None, lambda _: self._hands.interrupt(interrupt))
         elif isinstance(order.command, e.PruneNode):
             self._unhold(order.command)
             self._hands.prune(order.command)

@@ -151,9 +151,8 @@ def disagreements(world: World) -> set[tuple[str, str, int, int]]:
         if machine.number and not machine.up:
             continue
         found.add(("machine", machine.number, 0))
-        if machine.processes is not None:
-            found |= {("instance", machine.number, id) for id in machine.processes.instances}
-            found |= {("parent", machine.number, id) for id in machine.processes.parents}
+        found |= {("instance", machine.number, process.id) for process in machine.instances}
+        found |= {("parent", machine.number, id) for id in machine.parents}
     return {("known", *one) for one in known - found} | {("there", *one) for one in found - known}
 
 
@@ -162,6 +161,14 @@ def the_control_plane_and_its_machines_agree(world: World) -> Iterator[str]:
     """Every machine that is up is a member, and runs what the controller knows of: no more and no less, for long."""
     if world.left:
         yield f"only known, or only there: {sorted(world.left)[:5]}"
+
+
+@invariant(END)
+def who_leaves_goes(world: World) -> Iterator[str]:
+    """A machine that is to go does, once nothing is left on it."""
+    for machine in world.machines[1:]:
+        if machine.up and machine.leaving and not machine.instances:
+            yield f"{machine.name} is to go, has nothing to do, and stays"
 
 
 @invariant(END)

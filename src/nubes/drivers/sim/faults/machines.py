@@ -16,7 +16,7 @@ from nubes.drivers.remote.listener import GREETING_S
 from nubes.drivers.remote.work import Work
 from nubes.drivers.sim.faults.loop import Lifetime, VirtualLoop
 from nubes.drivers.sim.faults.network import Endpoint, Peer
-from nubes.drivers.sim.faults.processes import Processes
+from nubes.drivers.sim.faults.processes import Process, Processes
 from nubes.drivers.sim.faults.watched import WatchedLife
 from nubes.functions.spec import Code, FunctionSpec
 from nubes.kernel.errors import UsageError
@@ -34,9 +34,10 @@ class Site:
     def __init__(self, machine: Machine, work: Work) -> None:
         self._machine = machine
         own = machine.loop.life
-        self.hands = machine.processes = Processes(
-            machine.world, machine, machine.loop, own, work.specs, work.report, work.frame, lambda: machine.plane
-        )
+        self.hands = Processes(
+            machine.world, machine, machine.loop, own, work.specs, work.report, work.frame,
+            lambda: machine.life.line.other,
+        )  # fmt: skip
 
     def has(self, spec: FunctionSpec) -> bool:
         return not spec.name or self._machine.r.random() >= self._machine.world.plan.far_files
@@ -85,13 +86,13 @@ class Machine:
         self.r = r
         self.cpu = r.choice([1.0, 2.0, 8.0])
         self.memory_bytes = r.choice([512, 1024, 8192]) << 20
-        self.processes: Processes | None = None
+        self.processes: list[Processes] = []  # that have not ended
         self.agent = Lifetime(0)  # its process
         self.agent.over = True
         self.loop: VirtualLoop
         self.life: WatchedLife
-        self.id = -1  # by which the control plane knows this life
-        self._leaving = False
+        self.id = -1  # by which the control plane knows this life, if it does
+        self.leaving = False
 
     @property
     def up(self) -> bool:
@@ -99,9 +100,12 @@ class Machine:
         return not self.agent.over
 
     @property
-    def plane(self) -> int:
-        """The life of the control plane that this life knows."""
-        return self.life.line.other
+    def instances(self) -> list[Process]:
+        return [process for processes in self.processes for process in processes.instances.values()]
+
+    @property
+    def parents(self) -> list[int]:
+        return [parent for processes in self.processes for parent in processes.parents]
 
     # -- the agent -----------------------------------------------------------------------------------------------
 
@@ -112,12 +116,12 @@ class Machine:
             self.agent = Lifetime(self.agent.number + 1)
             r = rng(world.seed, "agent", self.number, self.agent.number)
             self.loop = VirtualLoop(world.timeline, self.agent, r, world.work_s)
-            self._leaving = False
+            self.leaving = False
             self._live()
 
     def leave(self) -> None:
         """The agent is asked to end."""
-        self._leaving = True
+        self.leaving = True
         if self.life.joined:
             self.life.leave()
         else:
@@ -126,8 +130,8 @@ class Machine:
     def fail(self, silently: bool) -> None:
         """The agent, and all that it started, is gone."""
         self.agent.over = True
-        if self.processes is not None:
-            self.processes.close()
+        for processes in list(self.processes):
+            processes.close()
         if silently:
             self.world.network.vanished(self.agent)
         else:
@@ -143,8 +147,8 @@ class Machine:
         self._dial(self.life)
 
     def _over(self, whole: bool) -> None:
-        self.world.note(f"{self.name}:", "its agent ended" if whole or self._leaving else "its agent begins anew")
-        if whole or self._leaving:
+        self.world.note(f"{self.name}:", "its agent ended" if whole or self.leaving else "its agent begins anew")
+        if whole or self.leaving:
             self.fail(silently=False)
             self.world.timeline.after(self.r.random() * 6.0, self.begin)
         else:
@@ -158,17 +162,18 @@ class Machine:
         if end is None:
             self.loop.call_later(AGAIN_S, self._dial, life)
         else:
-            about = messages.About(life.incarnation, f"m{self.number}", self.cpu, self.memory_bytes, f"zone {self.number % 2}")
+            about = messages.About(
+                life.incarnation, f"m{self.number}", self.cpu, self.memory_bytes, f"zone {self.number % 2}"
+            )
             end.send(wire.pack(messages.JOIN, messages.encode(about)))
             Greeting(self, life, end)
 
-    def greeted(self, life: WatchedLife, end: Endpoint, since_s: float, frame: list[object], rest: bytes) -> None:
+    def greeted(self, life: WatchedLife, end: Endpoint, since_s: float, frame: list[Any], rest: bytes) -> None:
         """The control plane lets a life in, or not."""
         if frame[0] == messages.REFUSED:
             end.close()
             life.end(False)
         else:
-            assert isinstance(frame[1], int)
             self.id = frame[1]
             life.connected(partial(Peer, self.loop, end), since_s)
             end.received(rest)

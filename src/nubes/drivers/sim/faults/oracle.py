@@ -139,7 +139,7 @@ class Oracle:
     # -- what machines see ---------------------------------------------------------------------------------------
 
     def started(self, machine: Machine, process: Process) -> None:
-        here = [p for p in _processes(machine) if not p.ending]
+        here = [p for p in machine.instances if not p.ending]
         if sum(p.spec.memory_bytes for p in here) > machine.memory_bytes:
             self.say(f"machine {machine.number} has no memory for instance {process.id}")
         self.loaded(machine, process)
@@ -147,7 +147,7 @@ class Oracle:
     def loaded(self, machine: Machine, process: Process) -> None:
         if len(process.calls) > room(process.spec):
             self.say(f"instance {process.id} runs {sorted(process.calls)}, and has room for {room(process.spec)}")
-        busy = [p for p in _processes(machine) if not p.ending and (p.calls or not p.ready)]
+        busy = [p for p in machine.instances if not p.ending and (p.calls or not p.ready)]
         if sum(p.spec.cpu for p in busy) > machine.cpu:
             self.say(f"machine {machine.number} has {machine.cpu} CPU, but {len(busy)} instances at work")
 
@@ -197,10 +197,11 @@ class Oracle:
             self.given_up(instance)
         for machine in self.world.machines[1:]:
             stood_still = machine.agent.stalled_until > self.world.timeline.now - LOST_S
-            if machine.up and machine.id == id and machine.plane == self.world.life.number and not stood_still:
-                left = [process.id for process in _processes(machine) if not process.ending]
-                if left:
-                    self.say(f"machine {machine.number} was given up ({reason}), and goes on with instances {left}")
+            for processes in machine.processes:
+                started = [p for p in processes.instances.values() if p.life == self.world.life.number]
+                left = [p.id for p in started if processes.known_as == id and not p.ending]
+                if left and not stood_still:
+                    self.say(f"{machine.name} was given up ({reason}), and goes on with instances {left}")
 
     # -- what control planes and agents tell each other ----------------------------------------------------------
 
@@ -252,7 +253,3 @@ def room(spec: FunctionSpec) -> int:
     if spec.batching is not None:
         return spec.batching.max_batch_size
     return spec.concurrency if spec.concurrency > 1 else 1 if spec.single_use else MOST_AHEAD
-
-
-def _processes(machine: Machine) -> list[Process]:
-    return list(machine.processes.instances.values()) if machine.processes is not None else []

@@ -53,12 +53,14 @@ class Processes:
         self.instances: dict[int, Process] = {}
         self.parents: dict[int, bool] = {}  # -> ready
         self.closed = False
+        self.known_as = 0  # the machine, by the control plane
         self._loop = loop
         self._own = own
         self._report = report
         self._frame = frame
         self._plane = plane
         self._arrives = [0.0, 0.0]  # when the newest does that is on its way to the processes, and from them
+        machine.processes.append(self)
 
     @property
     def r(self) -> random.Random:
@@ -66,7 +68,9 @@ class Processes:
 
     def close(self) -> None:
         """Every process ends."""
-        self.closed = True
+        if not self.closed:
+            self.closed = True
+            self.machine.processes.remove(self)
         self.instances.clear()
         self.parents.clear()
 

@@ -1,8 +1,8 @@
 """One simulated run: a control plane with its log, disk, network, clients and machines, and all that befalls them.
 
-The control plane, its journal, its log, the sessions of its clients, its controller, its links to agents and their lives
-are the real ones. Everything they stand on is simulated, in virtual time, in one thread, from one seed: the same seed
-gives the same story anywhere.
+The control plane, its journal, its log, the sessions of its clients, its controller, its links to agents and what those
+do are the real ones. Everything they stand on is simulated, in virtual time, in one thread, from one seed: the same
+seed gives the same story anywhere.
 """
 
 from __future__ import annotations
@@ -158,12 +158,12 @@ class World:
         """Those of the control plane: its own machine's processes, and agents."""
         plane, here, life = self.plane, self.machines[0], self.life.number
         specs, nothing = plane.controller.specs, payload.Segments("")
-        here.processes = Processes(
+        local = Processes(
             self, here, self.loop, None, specs, plane.feed, plane.instance_frame, lambda: life
         )  # fmt: skip
         loop: Any = self.loop
         agents = WatchedAgents(
-            loop, plane.feed, plane.instance_frame, self._around, lambda: False, nothing, nothing, here.processes,
+            loop, plane.feed, plane.instance_frame, self._around, lambda: False, nothing, nothing, local,
             Elsewhere(self, rng(self.seed, "carrier", life)), connect=Peer, files=lambda _: {}, incarnation=life,
         )  # fmt: skip
         agents.oracle = self.oracle
@@ -195,9 +195,8 @@ class World:
             self.disk.power_cut()
         else:
             self.disk.killed()
-        here = self.machines[0].processes
-        if here is not None:
-            here.close()
+        for processes in list(self.machines[0].processes):
+            processes.close()
         self.network.died(self.life)
         self.timeline.after(self.plan.down_s * self.r.random(), self.boot)
 
