@@ -20,7 +20,7 @@ from nubes.chaos.members import Member
 from nubes.chaos.network import Network, namespaces_work
 from nubes.chaos.preload import Preload
 from nubes.client import Client
-from nubes.drivers.remote.work import groups_of
+from nubes.drivers.remote.site import groups_of
 from nubes.kernel.errors import NubesError
 
 START_S = 60.0

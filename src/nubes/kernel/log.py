@@ -139,7 +139,13 @@ class Log:
         if good and good == len(raw):
             return True
         aside = self._unused(path.with_suffix(f".{self.count}.damaged"))
-        write_all(self._disk, self._disk.create(aside), raw[good:], close=True)
+        copy = self._disk.create(aside)
+        try:
+            write_all(self._disk, copy, raw[good:])
+            self._disk.sync(copy)  # before the original goes: a power cut in between leaves a trace of what was lost
+        finally:
+            self._disk.close(copy)
+        self._disk.sync_folder(self.folder)
         fd = self._disk.open(path)
         self._disk.truncate(fd, good)
         write_all(self._disk, fd, b"" if good else SEGMENT, close=True)

@@ -50,7 +50,7 @@ def _machine(plane: ControlPlane, m: Machine) -> dict[str, Any]:
     return {
         "id": m.id,
         "name": member.about.name if member is not None else "here",
-        "connected": m.id == 0 or (member is not None and member.peer is not None),
+        "connected": m.id == 0 or (member is not None and member.line.connected),
         "zone": m.zone,
         "draining": m.draining,
         "kept_by": sorted({i.function.name for i in m.instances.values() if m.draining and i.stays()}),

@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import socket
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nubes.drivers.local import payload, wire
 from nubes.drivers.local.peer import Peer
 from nubes.drivers.remote import code, messages
 from nubes.drivers.remote.carrying import Carrier, Inline, InOrder
+from nubes.drivers.remote.line import Connect, Line
 from nubes.functions import events as e
+from nubes.functions.spec import Code
 from nubes.kernel.errors import NubesError, UsageError
-from nubes.kernel.link import Link, LinkBroken
 
 if TYPE_CHECKING:
     from nubes.drivers.local.plane import Hands
 
 
 class Member:
-    """A machine with an agent: its link, and the connection under it while there is one."""
+    """A machine with an agent, and the line to it."""
 
-    def __init__(self, machine: int, about: messages.About, incarnation: int) -> None:
+    def __init__(self, machine: int, about: messages.About, line: Line) -> None:
         self.machine = machine
         self.about = about
-        self.link = Link(incarnation)
-        self.peer: Peer | None = None
-        self.heard_s = 0.0
+        self.line = line
         self.functions: dict[int, str] = {}  # of its instances
         self.pids: dict[int, int] = {}  # of its instances, once they are ready
         self.leaving = False
         self.gone = False  # it was told that it may go
-
-    def write(self, frames: list[bytes]) -> None:
-        if self.peer is not None and frames:
-            self.peer.send(messages.linked(frames))
 
 
 class Agents:
@@ -54,6 +48,9 @@ class Agents:
         durable: payload.Segments,
         local: Hands | None,
         carrier: Carrier | None = None,
+        connect: Connect = Peer,
+        files: Callable[[Code], dict[str, bytes]] = code.files,
+        incarnation: int = 0,
     ) -> None:
         self._loop = loop
         self._feed = feed
@@ -65,18 +62,20 @@ class Agents:
         self._in_order = InOrder(loop)
         self._local = local
         self._carrier = carrier or Inline()
-        self._incarnation = int.from_bytes(os.urandom(7), "big") + 1
+        self._connect = connect
+        self._code_of = files
+        self.incarnation = incarnation or messages.incarnation()
         self._machines = itertools.count(1)
         self.members: dict[int, Member] = {}  # by machine
         self._where: dict[int, Member] = {}  # by instance
         self._nodes: dict[int, Member] = {}  # by parent in the process tree
         self._given_up: set[int] = set()  # incarnations of agents whose machine is lost: their links are of no use
         self._closed = False
-        loop.call_later(messages.BEAT_S, self._beat)
+        loop.call_later(messages.BEAT_S, self._look)
 
     # -- machines ------------------------------------------------------------------------------------------------
 
-    def join(self, raw: bytes, sock: socket.socket) -> None:
+    def join(self, raw: bytes, sock: Any) -> None:
         """An agent connects, for the first time or again. Raises `UsageError` if its machine was given up."""
         about = messages.about(raw)
         if about.incarnation in self._given_up:
@@ -87,18 +86,19 @@ class Agents:
                 self.lost(other.machine, "its agent was started anew")
             if about.cpu <= 0 or about.memory_bytes <= 0:
                 raise UsageError("The machine has nothing to give.", "Name --cpu and --memory above zero.")
-            member = Member(next(self._machines), about, self._incarnation)
-            self.members[member.machine] = member
-            self._feed(e.MachineReady(about.cpu, about.memory_bytes, member.machine, about.zone))
-        if member.peer is not None:
-            member.peer.close()
-        joined = member
-        peer = Peer(
-            self._loop, sock, lambda frame: self._received(joined, peer, frame), lambda: self._cut(joined, peer)
-        )
-        member.peer, member.heard_s = peer, self._loop.time()
-        peer.send(wire.pack(messages.JOINED, member.machine))  # before any frame of the link
-        member.write(member.link.connected())
+            member = self._new(about)
+        make = partial(self._connect, self._loop, sock)
+        member.line.connect(make, self._loop.time(), wire.pack(messages.JOINED, member.machine))
+
+    def _new(self, about: messages.About) -> Member:
+        machine = next(self._machines)
+        line = Line(
+            self.incarnation, self._loop.time, lambda message: self._said(machine, message),
+            lambda: self.lost(machine, "its agent is another one"), lambda: self._cut(machine),
+        )  # fmt: skip
+        member = self.members[machine] = Member(machine, about, line)
+        self._feed(e.MachineReady(about.cpu, about.memory_bytes, machine, about.zone))
+        return member
 
     def lost(self, machine: int, reason: str) -> None:
         """A machine is gone, and with it everything on it."""
@@ -109,9 +109,7 @@ class Agents:
         for table in (self._where, self._nodes):
             for id in [id for id, where in table.items() if where is member]:
                 del table[id]
-        peer, member.peer = member.peer, None
-        if peer is not None:
-            peer.close()
+        member.line.close()
         self._feed(e.MachineLost(machine, f"machine {member.about.name or machine} is gone: {reason}"))
 
     def named(self, name: str) -> Member | None:
@@ -120,63 +118,44 @@ class Agents:
     def close(self) -> None:
         self._closed = True
         for member in self.members.values():
-            peer, member.peer = member.peer, None
-            if peer is not None:
-                peer.close()
+            member.line.close()
 
-    def _beat(self) -> None:
+    def _look(self) -> None:
+        """Gives up who is silent."""
         if self._closed:
             return
         now = self._loop.time()
         for member in list(self.members.values()):
-            if now - member.heard_s > messages.LOST_S:
+            if now - member.line.heard_s > messages.LOST_S:
                 self.lost(member.machine, f"nothing was heard of it for {messages.LOST_S:g} s")
-            else:
-                member.write(member.link.beat())
-        self._loop.call_later(messages.BEAT_S, self._beat)
+        self._loop.call_later(messages.BEAT_S, self._look)
 
-    def _cut(self, member: Member, peer: Peer) -> None:
-        if member.peer is peer:
-            member.peer = None
-            member.link.disconnected()
-            if member.gone:
-                self.lost(member.machine, "it left")
+    def _cut(self, machine: int) -> None:
+        if self.members[machine].gone:
+            self.lost(machine, "it left")
 
-    def _received(self, member: Member, peer: Peer, frame: list[Any]) -> None:
-        if member.peer is not peer:
-            return
-        try:
-            said, answer, anew = member.link.receive(frame[1])
-        except LinkBroken:
-            peer.close()
-            return
-        member.heard_s = self._loop.time()
-        member.write(answer)
-        if anew:
-            self.lost(member.machine, "its agent is another one")
-        for message in said:
-            if member.machine in self.members:
-                self._news(member, messages.news(message))
+    def _said(self, machine: int, message: bytes) -> None:
+        member = self.members.get(machine)
+        if member is not None:
+            self._news(member, messages.news(message))
 
     def _news(self, member: Member, news: Any) -> None:
         if isinstance(news, messages.Said):
-            self._said(member, news)
+            self._frame_of(member, news)
         elif isinstance(news, messages.Wants):
             self._order(member, self._files(news.function))
         elif isinstance(news, messages.Leaves):
             member.leaving = True
             self._feed(e.MachineDraining(member.machine))
         elif isinstance(news.event, e.InstanceLost):
-            member.functions.pop(news.event.instance, None)
-            member.pids.pop(news.event.instance, None)
-            if self._where.pop(news.event.instance, None) is member:
-                self._feed(news.event)
+            event = news.event
+            self._in_order.do(event.instance, None, lambda _: self._ended(member, event))
         elif self._nodes.get(news.event.node) is member:
             if isinstance(news.event, e.NodeLost):
                 del self._nodes[news.event.node]
             self._feed(news.event)
 
-    def _said(self, member: Member, news: messages.Said) -> None:
+    def _frame_of(self, member: Member, news: messages.Said) -> None:
         """An instance's frame: large results are put where they can be read here, those that are kept to last."""
         frame, carrier = news.frame, self._carrier
         if news.pid:
@@ -202,6 +181,14 @@ class Agents:
             frame[6] = True  # it read copies of its arguments
         self._frame(instance, frame)
 
+    def _ended(self, member: Member, event: e.InstanceLost) -> None:
+        """After all that it said."""
+        member.functions.pop(event.instance, None)
+        member.pids.pop(event.instance, None)
+        if self._where.get(event.instance) is member:
+            del self._where[event.instance]
+            self._feed(event)
+
     def _lose(self, member: Member, instance: int, reason: str) -> None:
         """Gives an instance up whose answer is lost: its calls start over."""
         self._order(member, messages.Do(e.StopInstance(instance, reason, kill=True)))
@@ -213,7 +200,7 @@ class Agents:
         if around is None:
             return messages.Files(function, {}, "the function is gone")
         try:
-            return messages.Files(function, code.files(around.spec.code))
+            return messages.Files(function, self._code_of(around.spec.code))
         except (NubesError, OSError) as error:
             return messages.Files(function, {}, str(error))
 
@@ -288,4 +275,4 @@ class Agents:
         return self._local.function_of(instance) if self._local is not None else ""
 
     def _order(self, member: Member, order: Any) -> None:
-        member.write(member.link.send(messages.encode(order)))
+        member.line.send(messages.encode(order))

@@ -2,13 +2,15 @@
 
 Over TCP, framed as everywhere (`nubes.drivers.local.wire`). The control plane begins with [CHALLENGE, nonce]; who
 connects answers [JOIN, protocol, kind, proof, about], and is told [JOINED, machine] or [REFUSED, why, what to do]. From
-there on an agent's frames are [LINK, frame of `nubes.kernel.link`]; a client's are those of the local socket.
+there on frames to and from an agent are [LINK, frame of `nubes.kernel.link`], and beats, [BEAT, time] answered by
+[HEARD, time]; a client's are those of the local socket.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,12 +20,12 @@ from nubes.drivers.local import wire
 from nubes.functions import events as e
 from nubes.functions.spec import FunctionSpec
 
-PROTOCOL = 1
-CHALLENGE, JOIN, JOINED, REFUSED, LINK = range(60, 65)
+PROTOCOL = 2
+CHALLENGE, JOIN, JOINED, REFUSED, LINK, BEAT, HEARD = range(60, 67)
 AGENT, CLIENT = "agent", "client"
 
-BEAT_S = 1.0  # how often each side says that it lives
-LEASE_S = 6.0  # an agent that has heard nothing for so long ends its instances, and joins anew
+BEAT_S = 1.0  # how often an agent says that it lives
+LEASE_S = 6.0  # an agent that may not have been heard for so long ends its instances, and joins anew
 LOST_S = 10.0  # a machine that has said nothing for so long is lost; later than its agent has given up
 
 
@@ -108,6 +110,21 @@ about = msgspec.msgpack.Decoder(About).decode
 def linked(frames: Iterable[bytes]) -> bytes:
     """Frames of a link as they go over a connection."""
     return b"".join(wire.pack(LINK, frame) for frame in frames)
+
+
+def incarnation() -> int:
+    """A number that no other process, nor another life of this one, has drawn."""
+    return int.from_bytes(os.urandom(7), "big") + 1
+
+
+def beat(time_s: float) -> bytes:
+    """An agent lives, at this time by its clock."""
+    return wire.pack(BEAT, time_s)
+
+
+def heard(time_s: float) -> bytes:
+    """The answer to that."""
+    return wire.pack(HEARD, time_s)
 
 
 def proof(token: str, nonce: bytes, kind: str) -> bytes:

@@ -3,58 +3,69 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from nubes.drivers.local import payload, wire
-from nubes.drivers.local.environments import Environments
-from nubes.drivers.local.limits import Limits
 from nubes.drivers.local.objects import is_url
-from nubes.drivers.local.processes import Processes
-from nubes.drivers.remote import code, messages
+from nubes.drivers.remote import messages
 from nubes.drivers.remote.carrying import Carrier, InOrder
 from nubes.functions import events as e
-from nubes.functions.spec import FunctionSpec
-from nubes.kernel.errors import NubesError, Unavailable, UsageError
+from nubes.functions.spec import Code, FunctionSpec
+from nubes.kernel.errors import NubesError, UsageError
+
+if TYPE_CHECKING:
+    from nubes.drivers.local.plane import Hands
+
+
+class Site(Protocol):
+    """The machine that work is done on. `segments` is where large arguments are put."""
+
+    segments: payload.Segments
+
+    @property
+    def hands(self) -> Hands: ...
+
+    def has(self, spec: FunctionSpec) -> bool:
+        """Whether a function's files are there."""
+
+    def unpack(self, spec: FunctionSpec, files: dict[str, bytes]) -> Code:
+        """Puts them there, and says where its code is then. Raises `NubesError`, `OSError`."""
+
+    def lacks(self, around: messages.Surroundings) -> str:
+        """What else a function needs and is not there, in words."""
+
+    def pid(self, instance: int) -> int:
+        """The process of an instance that is ready."""
+
+    def close(self) -> None:
+        """Ends everything at once."""
 
 
 class Work:
     """The instances of one life of an agent. `send` takes news; `leave` is called when nothing is left to do here."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, folder: Path, shared: Path, carrier: Carrier,
-        send: Callable[[Any], None], leave: Callable[[], None],
+        self, loop: asyncio.AbstractEventLoop, carrier: Carrier, send: Callable[[Any], None],
+        leave: Callable[[], None], site: Callable[[Work], Site],
     ) -> None:  # fmt: skip
-        self._folder = folder
         self._carrier = carrier
         self._send = send
         self._leave = leave
-        self._specs: dict[str, FunctionSpec] = {}
-        self._around: dict[str, messages.Surroundings] = {}
+        self.specs: dict[str, FunctionSpec] = {}
+        self.around: dict[str, messages.Surroundings] = {}
+        self.prime = False
         self._held: dict[str, list[messages.Do]] = {}  # by the function whose files they wait for
-        self._prime = False
         self._arguments: dict[int, str] = {}  # segments with those of calls
         self._in_order = InOrder(loop)
-        for name in ("objects", "output", "environments", "code"):
-            (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._segments = payload.Segments(str(shared), keep=False)
-        self.objects = folder / "objects"
-        self._environments = Environments(folder / "environments")
-        self.processes = Processes(
-            loop, folder, shared, self._specs, self._report, self._frame, self._python, self._settings,
-            Limits(groups_of(folder)), lambda: self._prime, str(self.objects),
-        )  # fmt: skip
+        self.site = site(self)
+        self._hands = self.site.hands
 
     def close(self) -> None:
         """Ends everything at once."""
-        self.processes.close()
-        self._environments.close()
+        self.site.close()
 
     # -- orders --------------------------------------------------------------------------------------------------
 
@@ -66,18 +77,20 @@ class Work:
         elif isinstance(order, messages.Bye):
             self._leave()
         elif isinstance(order.command, e.StopInstance):
-            self._unhold(order.command.instance)
-            self.processes.stop(order.command)
+            self._unhold(order.command)
+            self._hands.stop(order.command)
         elif isinstance(order.command, e.Interrupt):
-            self.processes.interrupt(order.command)
+            interrupt = order.command  # after its calls
+            self._in_order.do(interrupt.instance, None, lambda _: self._hands.interrupt(interrupt))
         elif isinstance(order.command, e.PruneNode):
-            self.processes.prune(order.command)
+            self._unhold(order.command)
+            self._hands.prune(order.command)
         elif order.around is not None:
             self._prepare(order, order.around)
 
     def _run(self, order: messages.Run) -> None:
         """Gives calls to an instance, with their large arguments in this machine's memory."""
-        carrier, segments = self._carrier, self._segments
+        carrier, segments = self._carrier, self.site.segments
         work = None
         if any(map(carrier.waits, order.inputs)):
             work = lambda: [carrier.unpack(data, segments) for data in order.inputs]  # noqa: E731
@@ -87,12 +100,12 @@ class Work:
         command = order.command
         if isinstance(inputs, Exception):
             reason = f"its arguments could not be had: {inputs}"
-            self.processes.stop(e.StopInstance(command.instance, reason, kill=True))
+            self._hands.stop(e.StopInstance(command.instance, reason, kill=True))
             return
         for call, data in zip(command.calls, inputs or (), strict=False):
             if payload.segment_of(data):
                 self._arguments[call] = payload.segment_of(data)
-        self.processes.dispatch(command, order.keep, order.inputs if inputs is None else inputs)
+        self._hands.dispatch(command, order.keep, order.inputs if inputs is None else inputs)
 
     def _prepare(self, order: messages.Do, around: messages.Surroundings) -> None:
         """Starts what is to be started, once the function's files are here."""
@@ -101,10 +114,10 @@ class Work:
         if held is not None:
             held.append(order)
             return
-        known = self._specs.get(name)
+        known = self.specs.get(name)
         if known is not None and known.code.digest == around.spec.code.digest:
             around.spec = msgspec.structs.replace(around.spec, code=known.code)
-        elif not code.is_here(around.spec.code):
+        elif not self.site.has(around.spec):
             self._held[name] = [order]
             self._send(messages.Wants(name))
             return
@@ -117,10 +130,8 @@ class Work:
             try:
                 if files.error:
                     raise UsageError(files.error)
-                place = self._folder / "code"
-                around.spec = msgspec.structs.replace(
-                    around.spec, code=code.unpack(around.spec.code, files.files, place)
-                )
+                found = self.site.unpack(around.spec, files.files)
+                around.spec = msgspec.structs.replace(around.spec, code=found)
             except (NubesError, OSError) as error:
                 self._failed(order.command, f"its files could not be had: {error}")
                 continue
@@ -128,38 +139,38 @@ class Work:
 
     def _start(self, order: messages.Do, around: messages.Surroundings) -> None:
         command = order.command
-        self._specs[around.spec.name] = around.spec
-        self._around[around.spec.name] = around
-        missing = [name for name in around.volumes.values() if not os.path.isdir(name)]
-        if missing:
-            self._failed(command, f"its volume {missing[0]} is not on this machine; share the folder between machines")
+        self.specs[around.spec.name] = around.spec
+        self.around[around.spec.name] = around
+        lacking = self.site.lacks(around)
+        if lacking:
+            self._failed(command, lacking)
         elif isinstance(command, e.StartInstance):
-            self.processes.start(command)
+            self._hands.start(command)
         elif isinstance(command, e.GrowNode):
-            self._prime = order.prime
-            self.processes.grow(command)
+            self.prime = order.prime
+            self._hands.grow(command)
 
     def _failed(self, command: Any, reason: str) -> None:
         if isinstance(command, e.StartInstance):
-            self._report(e.InstanceLost(command.instance, reason))
+            self.report(e.InstanceLost(command.instance, reason))
         elif isinstance(command, e.GrowNode):
-            self._report(e.NodeLost(command.node, reason))
+            self.report(e.NodeLost(command.node, reason))
 
-    def _unhold(self, instance: int) -> None:
-        """What is stopped need not be started any more."""
+    def _unhold(self, command: e.StopInstance | e.PruneNode) -> None:
+        """What is stopped, or pruned, need not be started any more."""
         for orders in self._held.values():
             for order in orders:
-                if isinstance(order.command, e.StartInstance) and order.command.instance == instance:
+                if _what(order.command) == _what(command):
                     orders.remove(order)
-                    self._report(e.InstanceLost(instance, "it was stopped before it was started"))
+                    self._failed(order.command, "it was stopped before it was started")
                     return
 
     # -- news ----------------------------------------------------------------------------------------------------
 
-    def _report(self, event: Any) -> None:
+    def report(self, event: Any) -> None:
         self._send(messages.Happened(event))
 
-    def _frame(self, instance: int, frame: list[Any]) -> None:
+    def frame(self, instance: int, frame: list[Any]) -> None:
         keep = False
         place = wire.RESULTS.get(frame[0])
         if place is not None:
@@ -170,29 +181,12 @@ class Work:
                 payload.discard(segment)
         if frame[0] == wire.DONE and frame[1] in self._arguments:
             payload.discard(self._arguments.pop(frame[1]))
-        process = self.processes.instances.get(instance) if frame[0] == wire.READY else None
-        self._send(messages.Said(instance, frame, keep, process.pid if process is not None else 0))
-
-    # -- what processes need -------------------------------------------------------------------------------------
-
-    def _python(self, environment: str) -> str:
-        if not environment:
-            return sys.executable
-        for around in self._around.values():
-            if around.spec.environment == environment and os.path.exists(around.python):
-                return around.python
-        path = self._environments.python(environment)
-        if path is None:
-            raise Unavailable(
-                f"Environment {environment} is not on this machine.", "Share the data folder between machines."
-            )
-        return str(path)
-
-    def _settings(self, spec: FunctionSpec) -> tuple[dict[str, str], dict[str, str]]:
-        around = self._around[spec.name]
-        return {**around.env, "NUBES_SOCKET": str(self._folder / "socket")}, around.volumes
+        pid = self.site.pid(instance) if frame[0] == wire.READY else 0
+        self._send(messages.Said(instance, frame, keep, pid))
 
 
-def groups_of(folder: Path) -> str:
-    """What an agent's control groups are called: as before a crash, so that what was left of it is found and ended."""
-    return f"nubes-agent-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
+def _what(command: Any) -> tuple[str, int]:
+    """What a command starts or ends."""
+    if isinstance(command, e.GrowNode | e.PruneNode):
+        return "parent", command.node
+    return "instance", command.instance

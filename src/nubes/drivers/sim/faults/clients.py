@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nubes.drivers.local import wire
+from nubes.drivers.sim.faults.network import Peer
 
 if TYPE_CHECKING:
     from nubes.drivers.sim.faults.network import Endpoint
@@ -56,8 +57,7 @@ class Client:
         if self.end is None:
             self.end = self.world.accept(self)
             if self.end is not None:
-                self.end.received = self._received
-                self.end.lost = partial(self._lost, self.end)
+                Peer(None, self.end, self._received, partial(self._lost, self.end))
         return self.end is not None
 
     def _lost(self, end: Endpoint) -> None:
@@ -152,8 +152,8 @@ class Client:
 
     # -- what it is told -----------------------------------------------------------------------------------------
 
-    def _received(self, message: bytes) -> None:
-        kind, *rest = wire.unbody(message[4:])
+    def _received(self, frame: list[Any]) -> None:
+        kind, *rest = frame
         if kind == wire.ACCEPTED:
             call, kept = rest
             for work in self.works:

@@ -11,10 +11,10 @@ from nubes.kernel.errors import AlreadyRunning
 from nubes.kernel.log import Log
 
 if TYPE_CHECKING:
+    from nubes.drivers.sim.faults.machines import Machine
     from nubes.drivers.sim.faults.world import World
 
 FOLDER = Path("log")
-NOTICED_S = 3.0  # how long a machine may not be heard of before it is given up
 
 
 class Happenings:
@@ -35,6 +35,7 @@ class Happenings:
             "clock": self._clock,
             "lost connection": self._lost_connection,
             "cut machine": self._cut_machine,
+            "stopped agent": self._stopped_agent,
             "lost machine": self._lost_machine,
             "machine to go": self._machine_to_go,
             "rot": self._rot,
@@ -51,11 +52,10 @@ class Happenings:
         self.stopped = True
         world, plan = self.world, self.world.plan
         world.disk.mend()
-        world.timeline.stalled_until = 0.0
         plan.start_fails = plan.start_hangs = plan.call_fails = plan.call_hangs = 0.0
-        plan.call_kills = plan.parent_dies = 0.0
-        for machine in world.machines:
-            self._return(machine.number)
+        plan.call_kills = plan.parent_dies = plan.far_data_lost = 0.0
+        for machine in world.machines[1:]:
+            machine.begin()
 
     # -- the control plane ---------------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ class Happenings:
             world.oracle.say("two control planes hold one folder")
 
     def _stall(self) -> None:
-        self.world.timeline.stalled_until = self.world.timeline.now + self.r.choice([0.05, 0.5, 4.0])
+        self.world.life.stall(self.world.timeline.now + self.r.choice([0.05, 0.5, 4.0, 12.0]))
 
     def _clock(self) -> None:
         self.world.clocks.set(self.r.choice([-7200.0, -30.0, -0.5, 0.5, 30.0, 7200.0]))
@@ -119,51 +119,62 @@ class Happenings:
     # -- the network ---------------------------------------------------------------------------------------------
 
     def _lost_connection(self) -> None:
-        ends = [end for end in self.world.network.open if end.link != "here"]
+        ends = list(self.world.network.open)
         if ends:
             end = self.r.choice(ends)
-            self.world.note("FAULT:", f"the connection of {end.link} breaks")
+            self.world.note("FAULT:", f"the connection {end.way} breaks")
             self.world.network.snap(end)
 
     def _cut_machine(self) -> None:
-        """A machine is not to be reached for a while; if it takes too long, the control plane gives it up."""
+        """Nothing gets to a machine, or from it, for a while, and then what was sent does."""
         world = self.world
-        others = [machine for machine in world.machines[1:] if machine.end is not None]
-        if not others:
-            return
-        machine = self.r.choice(others)
-        for_s = self.r.choice([0.5, 2.0, 10.0])
-        world.network.cut_until[f"machine {machine.number}"] = world.timeline.now + for_s
-        if for_s > NOTICED_S:
-            world.timeline.at(world.timeline.now + NOTICED_S, self._given_up, machine.id, life=world.timeline.life)
-
-    def _given_up(self, id: int) -> None:
-        self.world.fleet.gone(id, "it was not heard of for too long")
+        others = world.machines[1:]
+        if others:
+            name = self.r.choice(others).name
+            ways = self.r.choice([(f"from {name}", f"to {name}")] * 3 + [(f"from {name}",), (f"to {name}",)])
+            until_s = world.timeline.now + self.r.choice([0.5, 2.0, 8.0, 15.0])
+            world.note("FAULT:", f"nothing gets {' or '.join(ways)} until {until_s:.4f}")
+            for way in ways:
+                world.network.cut_until[way] = max(until_s, world.network.cut_until.get(way, 0.0))
 
     # -- machines ------------------------------------------------------------------------------------------------
 
-    def _lost_machine(self) -> None:
-        world = self.world
-        others = [machine for machine in world.machines[1:] if machine.up]
-        if others:
-            machine = self.r.choice(others)
-            world.note("FAULT:", f"machine {machine.number} loses its power")
-            machine.up = False
-            machine.clear()
-            if machine.end is not None:
-                world.network.snap(machine.end)
-                machine.end = None
-            world.timeline.after(self.r.random() * 6.0, self._return, machine.number)
+    def _chosen(self) -> Machine | None:
+        up = [machine for machine in self.world.machines[1:] if machine.up]
+        return self.r.choice(up) if up else None
 
-    def _return(self, number: int) -> None:
-        machine = self.world.machines[number]
-        if not machine.up:
-            machine.up = True
-            self.world.look_for_work(machine)
+    def _stopped_agent(self) -> None:
+        """An agent, and all that it started, stands still for a while."""
+        machine = self._chosen()
+        if machine is not None:
+            until_s = self.world.timeline.now + self.r.choice([0.5, 2.0, 8.0, 15.0])
+            self.world.note("FAULT:", f"{machine.name} stands still until {until_s:.4f}")
+            machine.agent.stall(until_s)
+
+    def _lost_machine(self) -> None:
+        """A machine loses its power, or only its agent dies: then others may see that their connections end."""
+        machine = self._chosen()
+        if machine is not None:
+            self.world.note("FAULT:", f"{machine.name} is lost")
+            machine.fail(silently=self.r.random() < 0.5)
+            self.world.timeline.after(self.r.choice([1.0, 6.0, 15.0]) * self.r.random(), machine.begin)
 
     def _machine_to_go(self) -> None:
-        world = self.world
-        known = [machine for machine in world.machines[1:] if machine.end is not None]
-        if known and world.up:
-            machine = self.r.choice(known)
+        """By its own wish, or somebody has it drained, and perhaps changes their mind."""
+        world, machine = self.world, self._chosen()
+        if machine is None:
+            return
+        if self.r.random() < 0.5:
+            self.world.note("FAULT:", f"{machine.name} leaves")
+            world.timeline.at(world.timeline.now, machine.leave, life=machine.agent)
+        elif world.up and machine.id in world.plane.controller.machines:
+            self.world.note("FAULT:", f"{machine.name} is drained")
             world.loop.call_soon(world.plane.feed, e.MachineDraining(machine.id))
+            if self.r.random() < 0.5:
+                world.loop.call_later(self.r.random() * 4.0, self._undrained, machine.id)
+
+    def _undrained(self, id: int) -> None:
+        plane = self.world.plane
+        m = plane.controller.machines.get(id)
+        if m is not None:
+            plane.feed(e.MachineReady(m.cpu, int(m.memory_bytes), m.id, m.zone))

@@ -16,6 +16,8 @@ from nubes.functions.events import EVENTS
 from nubes.kernel.fingerprint import fingerprint
 from nubes.kernel.message import Codec
 
+ORPHANED_S = 5.0  # how long a control plane and its machines may disagree, and messages be on their way
+
 if TYPE_CHECKING:
     from nubes.drivers.sim.faults.world import World
 
@@ -133,6 +135,50 @@ def nothing_is_left_of_who_is_gone(world: World) -> Iterator[str]:
     for what, table in (("sinks", plane.sinks), ("inputs", plane.inputs), ("outputs", plane.outputs)):
         if left := [call for call in table if call not in state.calls]:
             yield f"{what} of {left[:5]} are kept, though those calls are over"
+
+
+def disagreements(world: World) -> set[tuple[str, str, int, int]]:
+    """(how, what, machine, id) of all that is there and not known to the control plane, or known and not there."""
+    state = world.plane.controller
+    known: set[tuple[str, int, int]] = set()
+    found: set[tuple[str, int, int]] = set()
+    names = {machine.id: machine.number for machine in world.machines if machine.up or not machine.number}
+    for id, m in state.machines.items():
+        known.add(("machine", names.get(id, -id), 0))
+        known |= {("instance", names.get(id, -id), instance) for instance in m.instances}
+    known |= {("parent", names.get(node.machine, -node.machine), node.id) for node in state.tree.where.values()}
+    for machine in world.machines:
+        if machine.number and not machine.up:
+            continue
+        found.add(("machine", machine.number, 0))
+        found |= {("instance", machine.number, process.id) for process in machine.instances}
+        found |= {("parent", machine.number, id) for id in machine.parents}
+    return {("known", *one) for one in known - found} | {("there", *one) for one in found - known}
+
+
+@invariant(END)
+def the_control_plane_and_its_machines_agree(world: World) -> Iterator[str]:
+    """Every machine that is up is a member, and runs what the controller knows of: no more and no less, for long."""
+    if world.left:
+        yield f"only known, or only there: {sorted(world.left)[:5]}"
+
+
+@invariant(END)
+def who_leaves_goes(world: World) -> Iterator[str]:
+    """A machine that is to go does, once nothing is left on it."""
+    for machine in world.machines[1:]:
+        if machine.up and machine.leaving and not machine.instances:
+            yield f"{machine.name} is to go, has nothing to do, and stays"
+
+
+@invariant(END)
+def what_was_sent_has_come(world: World) -> Iterator[str]:
+    """Between the control plane and the agents that live."""
+    before_s = world.timeline.now - ORPHANED_S
+    for machine in world.machines[1:]:
+        for way in (machine.life.incarnation,), (world.life.number, machine.life.incarnation):
+            if overdue := world.oracle.overdue(way, before_s):
+                yield f"{overdue} messages between the control plane and {machine.name} did not come"
 
 
 @invariant(END)

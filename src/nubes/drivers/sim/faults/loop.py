@@ -1,4 +1,4 @@
-"""Virtual time: one heap of what is to happen, and on it the part of asyncio's loop that a control plane uses."""
+"""Virtual time: one heap of what is to happen, and on it as much of asyncio's loop as control planes and agents use."""
 
 from __future__ import annotations
 
@@ -11,37 +11,49 @@ from typing import Any
 Action = Callable[..., Any]
 
 
+class Lifetime:
+    """A process from its start to its end: what it asked for does not happen any more then, and waits while it stands
+    still. `number` counts those of one kind."""
+
+    __slots__ = ("number", "over", "stalled_until")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.over = False
+        self.stalled_until = 0.0
+
+    def stall(self, until_s: float) -> None:
+        self.stalled_until = max(self.stalled_until, until_s)  # else what waits already would be overtaken
+
+
 class Timeline:
-    """What is to happen, in order of time and then of asking. `life` is the control plane's; what an earlier one asked
-    for does not happen."""
+    """What is to happen, in order of time and then of asking."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.life = 0
-        self.stalled_until = 0.0  # the control plane's process does not get to run before this
-        self._heap: list[tuple[float, int, int, Action, tuple[Any, ...]]] = []
+        self._heap: list[tuple[float, int, Lifetime | None, Action, tuple[Any, ...]]] = []
         self._count = 0
 
-    def at(self, when: float, action: Action, *args: Any, life: int = 0) -> int:
-        """Has `action` done at a time; returns its number. `life` 0: the world's, which no crash takes away."""
+    def at(self, when: float, action: Action, *args: Any, life: Lifetime | None = None) -> None:
+        """Has `action` done at a time by a process; None: by the world, which never ends."""
         self._count += 1
         heappush(self._heap, (max(when, self.now), self._count, life, action, args))
-        return self._count
 
-    def after(self, seconds: float, action: Action, *args: Any) -> int:
-        return self.at(self.now + seconds, action, *args)
+    def after(self, seconds: float, action: Action, *args: Any, life: Lifetime | None = None) -> None:
+        self.at(self.now + seconds, action, *args, life=life)
 
-    def next(self) -> tuple[int, Action, tuple[Any, ...]] | None:
+    def next(self) -> tuple[Action, tuple[Any, ...]] | None:
         """Goes on to the next thing that happens; None if nothing will."""
         while self._heap:
             when, number, life, action, args = heappop(self._heap)
-            if life and life != self.life:
-                continue
-            if life and when < self.stalled_until:
-                heappush(self._heap, (self.stalled_until, number, life, action, args))
-                continue
+            if life is not None:
+                if life.over:
+                    continue
+                if when < life.stalled_until:
+                    heappush(self._heap, (life.stalled_until, number, life, action, args))
+                    continue
             self.now = when
-            return life, action, args
+            return action, args
         return None
 
 
@@ -67,15 +79,14 @@ class Handle:
 
 
 class VirtualLoop:
-    """The event loop of one life of a control plane. Work for other threads is done at once or at its end, as `r` says.
+    """The event loop of one process. Work for other threads is done at once or at its end, as `r` says.
 
     `work_s` draws how long that work takes.
     """
 
-    def __init__(self, timeline: Timeline, r: random.Random, work_s: Callable[[], float]) -> None:
-        timeline.life += 1
+    def __init__(self, timeline: Timeline, life: Lifetime, r: random.Random, work_s: Callable[[], float]) -> None:
+        self.life = life
         self._timeline = timeline
-        self._life = timeline.life
         self._r = r
         self._work_s = work_s
 
@@ -90,12 +101,12 @@ class VirtualLoop:
 
     def call_soon(self, callback: Action, *args: Any, context: Any = None) -> Any:
         handle = Handle(callback, args)
-        self._timeline.at(self._timeline.now, handle, life=self._life)
+        self._timeline.at(self._timeline.now, handle, life=self.life)
         return handle
 
     def call_later(self, delay: float, callback: Action, *args: Any, context: Any = None) -> Any:
         handle = Handle(callback, args)
-        self._timeline.at(self._timeline.now + delay, handle, life=self._life)
+        self._timeline.at(self._timeline.now + delay, handle, life=self.life)
         return handle
 
     def create_future(self) -> asyncio.Future[Any]:
@@ -123,8 +134,8 @@ class VirtualLoop:
                 future.set_result(result)
 
         if self._r.random() < 0.5:
-            self._timeline.at(self._timeline.now, work, life=self._life)
-        self._timeline.at(self._timeline.now + took_s, end, life=self._life)
+            self._timeline.at(self._timeline.now, work, life=self.life)
+        self._timeline.at(self._timeline.now + took_s, end, life=self.life)
         return future
 
 

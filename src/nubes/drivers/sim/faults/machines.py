@@ -1,196 +1,213 @@
-"""Machines as models: processes that start, run calls, answer, fail, hang and die, and parents that are forked.
+"""Machines with agents. Real are the lives of an agent, with line, lease and work; the agent around them is a model.
 
-Between the control plane and a machine there is a connection, and nothing else.
+It dials, shows nothing, and is let in or refused; what it starts are processes of `processes`.
 """
 
 from __future__ import annotations
 
-import pickle
 import random
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nubes.drivers.local import wire
-from nubes.functions.spec import FunctionSpec
+from nubes.drivers.local import payload, wire
+from nubes.drivers.remote import messages
+from nubes.drivers.remote.agent import AGAIN_S
+from nubes.drivers.remote.listener import GREETING_S
+from nubes.drivers.remote.work import Work
+from nubes.drivers.sim.faults.loop import Lifetime, VirtualLoop
+from nubes.drivers.sim.faults.network import Endpoint, Peer
+from nubes.drivers.sim.faults.processes import Process, Processes
+from nubes.drivers.sim.faults.watched import WatchedLife
+from nubes.functions.spec import Code, FunctionSpec
+from nubes.kernel.errors import UsageError
+from nubes.kernel.rng import rng
 
 if TYPE_CHECKING:
-    from nubes.drivers.sim.faults.network import Endpoint
     from nubes.drivers.sim.faults.world import World
 
-# control plane -> machine; what a machine tells is a frame of its instance, or one of the kinds below
-START, STOP, RUN, INTERRUPT, GROW, PRUNE = range(6)
-FRAME, EXITED, PARKED, GONE = range(6, 10)
-FAILURE = b"P" + pickle.dumps(("ValueError", "ValueError: no", "a traceback"), 5)
+
+class Site:
+    """What an agent's work finds on its machine. Of some functions the files are not there, and have to come."""
+
+    segments = payload.Segments("")  # nothing is that large
+
+    def __init__(self, machine: Machine, work: Work) -> None:
+        self._machine = machine
+        own = machine.loop.life
+        self.hands = Processes(
+            machine.world, machine, machine.loop, own, work.specs, work.report, work.frame,
+            lambda: machine.life.line.other,
+        )  # fmt: skip
+
+    def has(self, spec: FunctionSpec) -> bool:
+        return not spec.name or self._machine.r.random() >= self._machine.world.plan.far_files
+
+    def unpack(self, spec: FunctionSpec, files: dict[str, bytes]) -> Code:
+        if self._machine.r.random() < self._machine.world.plan.start_fails:
+            raise UsageError("The disk is full.")
+        return spec.code
+
+    def lacks(self, around: messages.Surroundings) -> str:
+        return ""
+
+    def pid(self, instance: int) -> int:
+        return 0
+
+    def close(self) -> None:
+        self.hands.close()
 
 
-class Process:
-    """One instance on a machine."""
+class Elsewhere:
+    """A `Carrier` by which some payloads go another way, where they may be lost."""
 
-    __slots__ = ("calls", "ending", "free_s", "id", "ready", "spec", "stuck")
+    def __init__(self, world: World, r: random.Random) -> None:
+        self._plan = world.plan
+        self._r = r
 
-    def __init__(self, id: int, spec: FunctionSpec) -> None:
-        self.id = id
-        self.spec = spec
-        self.ready = False
-        self.ending = False  # told to stop
-        self.stuck = False  # a call hangs in it
-        self.calls: dict[int, int] = {}  # call -> number of its execution
-        self.free_s = 0.0  # when what it was given is done, if it runs one after the other
+    def pack(self, data: bytes, to: str) -> bytes:
+        return b"R" + data if self._r.random() < self._plan.far_data else data
+
+    def waits(self, data: bytes) -> bool:
+        return data[:1] == b"R"
+
+    def unpack(self, data: bytes, segments: payload.Segments) -> bytes:
+        if data[:1] == b"R" and self._r.random() < self._plan.far_data_lost:
+            raise ConnectionError("who had it is gone")
+        return data.removeprefix(b"R")
 
 
 class Machine:
-    """`number` is 0 for the one that the control plane runs on; it goes and comes with it."""
+    """`number` is 0 for the one that the control plane runs on, which has no agent."""
 
     def __init__(self, world: World, number: int, r: random.Random) -> None:
         self.world = world
         self.number = number
+        self.name = f"machine {number}"
         self.r = r
         self.cpu = r.choice([1.0, 2.0, 8.0])
         self.memory_bytes = r.choice([512, 1024, 8192]) << 20
-        self.id = -1  # by which the control plane knows it now
-        self.end: Endpoint | None = None
-        self.processes: dict[int, Process] = {}
-        self.parents: dict[int, bool] = {}  # -> ready
-        self.up = True
-        self.boot = 0  # counts how often it began anew: what was to happen before does not
+        self.processes: list[Processes] = []  # that have not ended
+        self.agent = Lifetime(0)  # its process
+        self.agent.over = True
+        self.loop: VirtualLoop
+        self.life: WatchedLife
+        self.id = -1  # by which the control plane knows this life, if it does
+        self.leaving = False
 
-    def joined(self, id: int, end: Endpoint) -> None:
-        self.id, self.end = id, end
-        end.received = self._received
-        end.lost = partial(self._cut_off, end)
+    @property
+    def up(self) -> bool:
+        """Whether an agent runs here, or stands still."""
+        return not self.agent.over
 
-    def _cut_off(self, end: Endpoint) -> None:
-        """The control plane is not to be reached: everything here ends, and the machine looks for it again."""
-        if end is not self.end:
-            return  # it was found again meanwhile
-        self.clear()
-        self.end = None
-        if self.number:
-            self.world.look_for_work(self)
+    @property
+    def instances(self) -> list[Process]:
+        return [process for processes in self.processes for process in processes.instances.values()]
 
-    def clear(self) -> None:
-        """Every process ends."""
-        self.boot += 1
-        self.processes.clear()
-        self.parents.clear()
+    @property
+    def parents(self) -> list[int]:
+        return [parent for processes in self.processes for parent in processes.parents]
 
-    # -- commands ------------------------------------------------------------------------------------------------
+    # -- the agent -----------------------------------------------------------------------------------------------
 
-    def _received(self, message: bytes) -> None:
-        kind, *rest = wire.unbody(message)
-        (self._start, self._stop, self._run, self._interrupt, self._grow, self._prune)[kind](*rest)
+    def begin(self) -> None:
+        """The machine is there: its agent starts."""
+        if not self.up:
+            world = self.world
+            self.agent = Lifetime(self.agent.number + 1)
+            r = rng(world.seed, "agent", self.number, self.agent.number)
+            self.loop = VirtualLoop(world.timeline, self.agent, r, world.work_s)
+            self.leaving = False
+            self._live()
 
-    def _tell(self, *frame: Any) -> None:
-        if self.end is not None:
-            self.end.send(wire.body(*frame))
+    def leave(self) -> None:
+        """The agent is asked to end."""
+        self.leaving = True
+        if self.life.joined:
+            self.life.leave()
+        else:
+            self.life.end(True)
 
-    def _later(self, seconds: float, action: Any, *args: Any) -> None:
-        self.world.timeline.after(seconds, self._if_still, self.boot, action, args)
+    def fail(self, silently: bool) -> None:
+        """The agent, and all that it started, is gone."""
+        self.agent.over = True
+        for processes in list(self.processes):
+            processes.close()
+        if silently:
+            self.world.network.vanished(self.agent)
+        else:
+            self.world.network.died(self.agent)
 
-    def _if_still(self, boot: int, action: Any, args: tuple[Any, ...]) -> None:
-        if boot == self.boot and self.up:
-            action(*args)
+    def _live(self) -> None:
+        carrier = Elsewhere(self.world, self.r)
+        incarnation = self.r.getrandbits(56) + 1
+        self.id = -1
+        loop: Any = self.loop
+        self.life = WatchedLife(loop, incarnation, carrier, partial(Site, self), self._over)
+        self.life.oracle = self.world.oracle
+        self._dial(self.life)
 
-    def _start(self, instance: int, function: str, node: int) -> None:
-        plan, r = self.world.plan, self.r
-        spec = self.world.specs[function]
-        process = self.processes[instance] = Process(instance, spec)
-        self.world.oracle.started(self, process)
-        took_s = r.expovariate(1.0) * plan.start_s
-        if node and node not in self.parents:
-            self._later(0.0, self._exit, instance, "its parent is gone")
-        elif r.random() < plan.start_fails:
-            broken = r.random() < 0.3
-            self._later(took_s, self._broken if broken else self._exit, instance, "it could not start")
-        elif r.random() >= plan.start_hangs:
-            self._later(took_s, self._ready, instance)
+    def _over(self, whole: bool) -> None:
+        self.world.note(f"{self.name}:", "its agent ended" if whole or self.leaving else "its agent begins anew")
+        if whole or self.leaving:
+            self.fail(silently=False)
+            self.world.timeline.after(self.r.random() * 6.0, self.begin)
+        else:
+            self.loop.call_later(AGAIN_S, self._live)
 
-    def _ready(self, instance: int) -> None:
-        process = self.processes.get(instance)
-        if process is not None and not process.ending:
-            process.ready = True
-            self._tell(FRAME, instance, [wire.READY, [0.0, 0.1]])
-
-    def _broken(self, instance: int, reason: str) -> None:
-        if instance in self.processes:
-            self._tell(FRAME, instance, [wire.BROKEN, FAILURE])
-            self._exit(instance, reason)
-
-    def _exit(self, instance: int, reason: str) -> None:
-        process = self.processes.pop(instance, None)
-        if process is not None:
-            self._tell(EXITED, instance, reason)
-
-    def _stop(self, instance: int, kill: bool) -> None:
-        process = self.processes.get(instance)
-        if process is not None:
-            process.ending = True
-            if kill:
-                self._exit(instance, "it was killed")
-            else:
-                self._later(self.r.random() * 0.5, self._exit, instance, "it was stopped")
-
-    def _run(self, instance: int, calls: list[int], inputs: list[bytes], batch: bool) -> None:
-        process = self.processes.get(instance)
-        if process is None:
-            return  # it is gone, and the control plane will hear of it
-        plan, r, now = self.world.plan, self.r, self.world.timeline.now
-        for call, data in zip(calls, inputs, strict=True):
-            process.calls[call] = self.world.oracle.began(self, process, call, data)
-        self.world.oracle.loaded(self, process)
-        took_s = r.expovariate(1.0) * plan.run_s
-        for call in calls:
-            if not batch:
-                took_s = r.expovariate(1.0) * plan.run_s
-            begin_s = now
-            if process.spec.concurrency == 1 and not batch:
-                begin_s = max(now, process.free_s)
-                process.free_s = begin_s + took_s
-            self._later(begin_s + took_s - now, self._done, instance, call, took_s)
-
-    def _done(self, instance: int, call: int, took_s: float) -> None:
-        process = self.processes.get(instance)
-        if process is None or call not in process.calls or process.stuck:
+    def _dial(self, life: WatchedLife) -> None:
+        """Keeps a connection, as `Agent` does."""
+        if life.ended:
             return
-        plan, r = self.world.plan, self.r
-        if r.random() < plan.call_kills:
-            self._exit(instance, "its process was ended by SIGSEGV")
-            return
-        if r.random() < plan.call_hangs:
-            process.stuck = process.spec.concurrency == 1
-            return
-        number = process.calls.pop(call)
-        ok = r.random() >= plan.call_fails
-        self.world.oracle.answered(process, call, number, ok)
-        output = b"%sof call %d, execution %d" % (b"P" if ok else FAILURE, call, number)
-        self._tell(FRAME, instance, [wire.DONE, call, ok, took_s, output, "", False])
-        if process.spec.single_use:
-            self._exit(instance, "it was for one call")
+        end = None if life.line.connected else self.world.visited(self)
+        if end is None:
+            self.loop.call_later(AGAIN_S, self._dial, life)
+        else:
+            about = messages.About(
+                life.incarnation, f"m{self.number}", self.cpu, self.memory_bytes, f"zone {self.number % 2}"
+            )
+            end.send(wire.pack(messages.JOIN, messages.encode(about)))
+            Greeting(self, life, end)
 
-    def _interrupt(self, instance: int, call: int) -> None:
-        process = self.processes.get(instance)
-        if process is not None and call in process.calls:
-            process.calls.pop(call)
-            self._tell(FRAME, instance, [wire.DONE, call, False, 0.0, FAILURE, "", False])
+    def greeted(self, life: WatchedLife, end: Endpoint, since_s: float, frame: list[Any], rest: bytes) -> None:
+        """The control plane lets a life in, or not."""
+        if frame[0] == messages.REFUSED:
+            end.close()
+            life.end(False)
+        else:
+            self.id = frame[1]
+            life.connected(partial(Peer, self.loop, end), since_s)
+            end.received(rest)
 
-    def _grow(self, node: int, parent: int) -> None:
-        if parent and parent not in self.parents:
-            self._later(0.0, self._tell, GONE, node, "its parent is gone")
-            return
-        self.parents[node] = False
-        fails = self.r.random() < self.world.plan.parent_dies
-        self._later(self.r.random() * self.world.plan.start_s, self._parent_ends if fails else self._parked, node)
+    def again(self, life: WatchedLife) -> None:
+        self.loop.call_later(AGAIN_S, self._dial, life)
 
-    def _parked(self, node: int) -> None:
-        if node in self.parents:
-            self.parents[node] = True
-            self._tell(PARKED, node, 0.1, 20 << 20)
-            if self.r.random() < self.world.plan.parent_dies:
-                self._later(self.r.random() * 5.0, self._parent_ends, node)
 
-    def _parent_ends(self, node: int) -> None:
-        if self.parents.pop(node, None) is not None:
-            self._tell(GONE, node, "it was killed")
+class Greeting:
+    """A connection that was made, until it is known whether its life is let in: for so long, but not for ever."""
 
-    def _prune(self, node: int) -> None:
-        self.parents.pop(node, None)
+    def __init__(self, machine: Machine, life: WatchedLife, end: Endpoint) -> None:
+        self._machine = machine
+        self._life = life
+        self._end = end
+        self._since_s = machine.loop.time()
+        self._said = b""
+        self._done = False
+        end.received, end.lost = self._received, self._over
+        machine.loop.call_later(GREETING_S, self._over)
+
+    def _received(self, data: bytes) -> None:
+        self._said += data
+        size = 4 + int.from_bytes(self._said[:4], "little")
+        if self._life.ended:
+            self._over()
+        elif len(self._said) >= max(size, 5):
+            frame, rest = wire.unbody(self._said[4:size]), self._said[size:]
+            self._done = True
+            self._machine.greeted(self._life, self._end, self._since_s, frame, rest)
+            self._machine.again(self._life)
+
+    def _over(self) -> None:
+        if not self._done:
+            self._done = True
+            self._end.close()
+            self._machine.again(self._life)

@@ -16,11 +16,17 @@ from typing import Any, NamedTuple, cast
 from nubes.drivers.local.journal import Journal
 from nubes.drivers.local.plane import Plane
 from nubes.drivers.local.sessions import Session, withdraw
+from nubes.drivers.remote.agents import Agents
+from nubes.drivers.remote.carrying import InOrder
+from nubes.drivers.remote.life import Life
+from nubes.drivers.remote.line import Line
+from nubes.drivers.remote.work import Work
 from nubes.functions import answers, calls, changes, instances, lifecycle, machines, serving
 from nubes.functions.tree import Tree
 from nubes.kernel import frames
 from nubes.kernel.clock import WallClock
 from nubes.kernel.errors import UsageError
+from nubes.kernel.link import Link
 from nubes.kernel.log import Log
 
 
@@ -88,6 +94,31 @@ MUTATIONS = [
     M("who shares a refused call is accepted", Session._kept, "actual in controller.results", "True"),
     M("who hung up is not missed", Session._gone, "self.plane.feed(e.ClientGone(self.owner, tuple(sorted(self.apps))))",
       "pass"),
+    # links and agents
+    M("kept messages are not sent again", Link._hello, "[self._data(number, message) for number, message in self._kept]",
+      "[]"),
+    M("one message too many is forgotten", Link._forget, "self._kept[0][0] <= received",
+      "self._kept[0][0] <= received + 1"),
+    M("another side is not noticed", Link._hello, "lost = self.peer not in (0, incarnation)", "lost = False"),
+    M("a frame of an earlier connection is taken", Line._received, "if self._connection is not connection:",
+      "if self._connection is None:"),
+    M("a broken connection counts as one", Line._gone, "self._connection = None", "pass"),
+    M("an agent's lease never ends", Life._beat, "> messages.LEASE_S", "> 1e9"),
+    M("a lease counts what the agent hears", Life._beat, "self.line.known_s", "self.line.heard_s"),
+    M("instances outlive the life of their agent", Life.end, "self.work.close()", "pass"),
+    M("who may go does not", Agents.drained, "self._order(member, messages.Bye())", "pass"),
+    M("a silent machine is never given up", Agents._look, "> messages.LOST_S", "> 1e9"),
+    M("a machine is given up before its agent knows", Agents._look, "> messages.LOST_S", "> messages.LEASE_S - 2.0"),
+    M("a machine that was given up may come back", Agents.join, "if about.incarnation in self._given_up:", "if False:"),
+    M("what an agent had before it began anew stays", Agents.join,
+      'self.lost(other.machine, "its agent was started anew")', "pass"),
+    M("an instance whose answer is lost goes on", Agents._lose,
+      "self._order(member, messages.Do(e.StopInstance(instance, reason, kill=True)))", "pass"),
+    M("news overtake each other", InOrder.do, "line.append((work, then))", "then(work and work())"),
+    M("who wants a machine's files gets none", Agents._news, "self._order(member, self._files(news.function))", "pass"),
+    M("what was pruned grows once its files are there", Work.ordered,
+      "self._unhold(order.command)\n        self._hands.prune", "self._hands.prune"),
+    M("what waits for files is forgotten", Work._prepare, "held.append(order)", "pass"),
     # the controller
     M("CPU is not counted back", serving.freed, "instance.machine.cpu_used -= f.cpu", "pass"),
     M("memory is not counted back", instances.drop, "memory_used -=", "memory_used +="),

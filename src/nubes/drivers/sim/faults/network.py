@@ -8,29 +8,31 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
-from nubes.drivers.sim.faults.loop import Timeline
+from nubes.drivers.local.wire import Splitter
+from nubes.drivers.sim.faults.loop import Lifetime, Timeline
+
+PIECES = 0.1  # how likely what is sent arrives in two
 
 
 class Endpoint:
-    """One end of a connection. `received` gets each message, `lost` is called once when it is over.
+    """One end of a connection. `received` gets what arrives, `lost` is called once when the other side hung up, or it
+    broke. What is sent after the end goes nowhere."""
 
-    What is sent after the end goes nowhere.
-    """
-
-    def __init__(self, network: Network, link: str) -> None:
+    def __init__(self, network: Network, way: str, life: Lifetime | None) -> None:
         self.received: Callable[[bytes], None] = lambda _: None
         self.lost: Callable[[], None] = lambda: None
         self.closed = False
-        self.life = 0  # the control plane's, if it is its end
+        self.way = way  # from here
+        self.life = life  # of the process that holds it
         self.other: Endpoint
-        self.link = link
         self._network = network
-        self._arrives = 0.0  # when the newest message on its way does
+        self._arrives = 0.0  # when the newest that is on its way does
 
-    def send(self, message: bytes) -> None:
+    def send(self, data: bytes) -> None:
         if not self.closed:
-            self._network.carry(self, message)
+            self._network.carry(self, data)
 
     def close(self) -> None:
         """Hangs up: what was sent still arrives, then the other side learns of it."""
@@ -40,7 +42,7 @@ class Endpoint:
 
 
 class Network:
-    """Carries messages between ends. `delay_s` draws how long one takes; links can be cut and healed by name."""
+    """Carries bytes between ends. `delay_s` draws how long that takes; ways can be cut and healed by name."""
 
     def __init__(self, timeline: Timeline, r: random.Random, delay_s: Callable[[], float]) -> None:
         self._timeline = timeline
@@ -49,26 +51,29 @@ class Network:
         self.cut_until: dict[str, float] = {}
         self.open: dict[Endpoint, None] = {}  # one end of each connection
 
-    def connect(self, link: str, life: int = 0) -> tuple[Endpoint, Endpoint]:
-        """Two ends of a new connection over the way of that name; the second is the control plane's of this life."""
-        a, b = Endpoint(self, link), Endpoint(self, link)
-        b.life = life
+    def connect(self, name: str, near: Lifetime | None, far: Lifetime | None) -> tuple[Endpoint, Endpoint]:
+        """Two ends of a new connection between two processes, over the ways from and to `name`."""
+        a, b = Endpoint(self, f"from {name}", near), Endpoint(self, f"to {name}", far)
         a.other, b.other = b, a
         self.open[a] = None
         return a, b
 
     def _arrival(self, end: Endpoint) -> float:
         """Not before what was sent earlier, nor before a cut is healed."""
-        at = max(self._timeline.now + self._delay_s(), end._arrives, self.cut_until.get(end.link, 0.0))
+        at = max(self._timeline.now + self._delay_s(), end._arrives, self.cut_until.get(end.way, 0.0))
         end._arrives = at
         return at
 
-    def carry(self, end: Endpoint, message: bytes) -> None:
-        self._timeline.at(self._arrival(end), self._arrive, end.other, message, life=end.other.life)
+    def carry(self, end: Endpoint, data: bytes) -> None:
+        if self._r.random() < PIECES:
+            cut = self._r.randrange(1, len(data))
+            self._timeline.at(self._arrival(end), self._arrive, end.other, data[:cut], life=end.other.life)
+            data = data[cut:]
+        self._timeline.at(self._arrival(end), self._arrive, end.other, data, life=end.other.life)
 
-    def _arrive(self, end: Endpoint, message: bytes) -> None:
+    def _arrive(self, end: Endpoint, data: bytes) -> None:
         if not end.closed:
-            end.received(message)
+            end.received(data)
 
     def end(self, end: Endpoint) -> None:
         self._timeline.at(self._arrival(end), self._over, end.other, life=end.other.life)
@@ -88,3 +93,52 @@ class Network:
                 self._timeline.at(self._timeline.now + self._delay_s(), side.lost, life=side.life)
         self.open.pop(end, None)
         self.open.pop(end.other, None)
+
+    def died(self, life: Lifetime) -> None:
+        """A process is gone. Of each of its connections, what it sent still arrives, or not."""
+        for end in self._of(life):
+            if self._r.random() < 0.5:
+                end.close()
+            else:
+                self.snap(end)
+
+    def vanished(self, life: Lifetime) -> None:
+        """It is gone with its machine, and nobody is told."""
+        for end in self._of(life):
+            end.closed = True
+            self.open.pop(end, None)
+            self.open.pop(end.other, None)
+
+    def _of(self, life: Lifetime) -> list[Endpoint]:
+        return [end for a in self.open for end in (a, a.other) if end.life is life]
+
+
+class Peer:
+    """What `nubes.drivers.local.peer.Peer` is, over one end of a simulated connection."""
+
+    unread = False
+    backlog_bytes = 0
+
+    def __init__(
+        self, loop: Any, end: Endpoint, on_frame: Callable[[list[Any]], None], on_close: Callable[[], None]
+    ) -> None:  # fmt: skip
+        self._end = end
+        self._on_frame = on_frame
+        self._on_close = on_close
+        self._splitter = Splitter()
+        self.closed = False
+        end.received = self._readable
+        end.lost = self.close
+
+    def send(self, data: bytes) -> None:
+        self._end.send(data)
+
+    def _readable(self, data: bytes) -> None:
+        for frame in self._splitter.feed(data):
+            self._on_frame(frame)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._end.close()
+            self._on_close()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from nubes.drivers.remote.messages import LOST_S
 from nubes.functions.choosing import MOST_AHEAD
 from nubes.functions.spec import FunctionSpec
 from nubes.kernel.frames import SEGMENT, frames
 
 if TYPE_CHECKING:
-    from nubes.drivers.sim.faults.machines import Machine, Process
+    from nubes.drivers.sim.faults.machines import Machine
+    from nubes.drivers.sim.faults.processes import Process
     from nubes.drivers.sim.faults.world import World
 
 Answer = tuple[str, str, bytes]  # status, reason, output
@@ -47,6 +50,7 @@ class Oracle:
         self.runs: dict[tuple[str, ...], list[Run]] = {}
         self.given: set[tuple[int, int]] = set()  # (life, instance) that the control plane has given up
         self.count = 0
+        self._ways: dict[tuple[int, ...], deque[tuple[float, bytes]]] = {}  # messages between lives, until they came
         self._plain: dict[int, int] = {}  # plain calls that were answered -> how often
         self._safe = 0
         self._safe_at = -1
@@ -135,7 +139,7 @@ class Oracle:
     # -- what machines see ---------------------------------------------------------------------------------------
 
     def started(self, machine: Machine, process: Process) -> None:
-        here = [p for p in machine.processes.values() if not p.ending]
+        here = [p for p in machine.instances if not p.ending]
         if sum(p.spec.memory_bytes for p in here) > machine.memory_bytes:
             self.say(f"machine {machine.number} has no memory for instance {process.id}")
         self.loaded(machine, process)
@@ -143,11 +147,11 @@ class Oracle:
     def loaded(self, machine: Machine, process: Process) -> None:
         if len(process.calls) > room(process.spec):
             self.say(f"instance {process.id} runs {sorted(process.calls)}, and has room for {room(process.spec)}")
-        busy = [p for p in machine.processes.values() if not p.ending and (p.calls or not p.ready)]
+        busy = [p for p in machine.instances if not p.ending and (p.calls or not p.ready)]
         if sum(p.spec.cpu for p in busy) > machine.cpu:
             self.say(f"machine {machine.number} has {machine.cpu} CPU, but {len(busy)} instances at work")
 
-    def began(self, machine: Machine, process: Process, call: int, data: bytes) -> int:
+    def began(self, process: Process, call: int, data: bytes) -> int:
         """A call is run; returns the number of this execution."""
         self.count += 1
         if not process.ready or process.ending or call in process.calls:
@@ -158,7 +162,7 @@ class Oracle:
             self.say(f"call {call} was given {data!r} for its input by {process.spec.name}")
         work = self._work(call, process)
         runs = self.runs.setdefault(work, [])
-        life = self.world.timeline.life
+        life = process.life
         for run in runs if (life, process.id) not in self.given else ():
             may_be_another = run.life != life or run.ok is False or run.call in self.refused
             if not may_be_another and (life, run.instance) not in self.given:
@@ -180,11 +184,40 @@ class Oracle:
     def interrupted(self, instance: int, call: int) -> None:
         for runs in self.runs.values():
             for run in runs:
-                if run.instance == instance and run.life == self.world.timeline.life and run.ok is None:
+                if run.instance == instance and run.life == self.world.life.number and run.ok is None:
                     run.ok = False
 
     def given_up(self, instance: int) -> None:
-        self.given.add((self.world.timeline.life, instance))
+        self.given.add((self.world.life.number, instance))
+
+    def machine_given_up(self, id: int, reason: str) -> None:
+        """With all that is on it: by then its agent has ended that, unless it stood still itself."""
+        known = self.world.plane.controller.machines.get(id)
+        for instance in known.instances if known is not None else ():
+            self.given_up(instance)
+        for machine in self.world.machines[1:]:
+            stood_still = machine.agent.stalled_until > self.world.timeline.now - LOST_S
+            for processes in machine.processes:
+                started = [p for p in processes.instances.values() if p.life == self.world.life.number]
+                left = [p.id for p in started if processes.known_as == id and not p.ending]
+                if left and not stood_still:
+                    self.say(f"{machine.name} was given up ({reason}), and goes on with instances {left}")
+
+    # -- what control planes and agents tell each other ----------------------------------------------------------
+
+    def sent(self, way: tuple[int, ...], message: bytes) -> None:
+        self._ways.setdefault(way, deque()).append((self.world.timeline.now, message))
+
+    def got(self, way: tuple[int, ...], message: bytes) -> None:
+        line = self._ways.get(way)
+        if not line or line[0][1] != message:
+            self.say(f"a message came that is not the next that was sent ({way}): {message!r}")
+        else:
+            line.popleft()
+
+    def overdue(self, way: tuple[int, ...], before_s: float) -> int:
+        """How many messages sent before a time have not come."""
+        return sum(sent_s < before_s for sent_s, _ in self._ways.get(way, ()))
 
     # -- what the control plane does -----------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ POLICIES = {
 }
 FAULTS = (
     "kill", "power cut", "crash in a disk operation", "clean restart", "full disk", "failed sync", "stall", "clock",
-    "lost connection", "cut machine", "lost machine", "machine to go", "rot",
+    "lost connection", "cut machine", "stopped agent", "lost machine", "machine to go", "rot",
     "second start",
 )  # fmt: skip
 
@@ -49,6 +49,9 @@ class Plan:
     call_hangs: float = 0.0
     call_kills: float = 0.0
     parent_dies: float = 0.0
+    far_files: float = 0.0  # how likely a function's files are not on a machine
+    far_data: float = 0.0  # how likely data goes another way than the messages
+    far_data_lost: float = 0.0
     policies: dict[str, str] = field(default_factory=dict)
     faults: list[tuple[float, str]] = field(default_factory=list)
 
@@ -82,6 +85,9 @@ def draw(r: random.Random) -> Plan:
         call_hangs=rate(0.2),
         call_kills=rate(0.3),
         parent_dies=rate(0.4),
+        far_files=rate(1.0),
+        far_data=rate(0.5),
+        far_data_lost=rate(0.3),
         policies={seam: r.choice(names) for seam, names in POLICIES.items() if r.random() < 0.5},
     )
     for kind in FAULTS:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nubes.drivers.local import wire
 from nubes.drivers.local.sessions import Session
+from nubes.drivers.sim.faults.network import Peer
 from nubes.functions import events as e
 
 if TYPE_CHECKING:
@@ -14,25 +15,6 @@ if TYPE_CHECKING:
 
 
 WORDS = {wire.ACCEPTED: "accepted", wire.RESULT: "result", wire.PENDING: "pending", wire.ANSWER: "deployed"}
-
-
-class Peer:
-    """What a session knows of its connection."""
-
-    unread = False
-
-    def __init__(self, end: Endpoint) -> None:
-        self.end = end
-
-    @property
-    def closed(self) -> bool:
-        return self.end.closed
-
-    def send(self, data: bytes) -> None:
-        self.end.send(data)
-
-    def close(self) -> None:
-        self.end.close()
 
 
 class SimSession(Session):
@@ -51,9 +33,7 @@ class SimSession(Session):
         self.tasks = {}
         self.at_end = []
         self.unless_read = self._take_back = self.follows = None
-        self.peer: Any = Peer(end)
-        end.received = lambda message: self._frame(wire.unbody(message[4:]))
-        end.lost = self._gone
+        self.peer: Any = Peer(world.loop, end, self._frame, self._gone)
 
     def _frame(self, frame: list[Any]) -> None:
         if frame[0] == wire.ASK:

@@ -1,7 +1,8 @@
 """One simulated run: a control plane with its log, disk, network, clients and machines, and all that befalls them.
 
-The control plane, its journal, its log, the sessions of its clients and its controller are the real ones. Everything
-they stand on is simulated, in virtual time, in one thread, from one seed: the same seed gives the same story anywhere.
+The control plane, its journal, its log, the sessions of its clients, its controller, its links to agents and what those
+do are the real ones. Everything they stand on is simulated, in virtual time, in one thread, from one seed: the same
+seed gives the same story anywhere.
 """
 
 from __future__ import annotations
@@ -13,30 +14,33 @@ from typing import Any
 
 import msgspec
 
+from nubes.drivers.local import payload, wire
 from nubes.drivers.local.journal import Journal
 from nubes.drivers.local.state import State
+from nubes.drivers.remote import messages
+from nubes.drivers.remote.messages import LOST_S
 from nubes.drivers.sim.faults import plan as plans
 from nubes.drivers.sim.faults.clients import Client
 from nubes.drivers.sim.faults.disk import Crash, SimDisk
-from nubes.drivers.sim.faults.fleet import Fleet
 from nubes.drivers.sim.faults.happenings import FOLDER, Happenings
-from nubes.drivers.sim.faults.invariants import END, EVENT, INVARIANTS, RECOVERY
-from nubes.drivers.sim.faults.loop import Clocks, Timeline, VirtualLoop
-from nubes.drivers.sim.faults.machines import Machine
-from nubes.drivers.sim.faults.network import Endpoint, Network
+from nubes.drivers.sim.faults.invariants import END, EVENT, INVARIANTS, ORPHANED_S, RECOVERY, disagreements
+from nubes.drivers.sim.faults.loop import Clocks, Lifetime, Timeline, VirtualLoop
+from nubes.drivers.sim.faults.machines import Elsewhere, Machine
+from nubes.drivers.sim.faults.network import Endpoint, Network, Peer
 from nubes.drivers.sim.faults.oracle import Oracle
+from nubes.drivers.sim.faults.processes import Processes
 from nubes.drivers.sim.faults.sessions import SimSession
-from nubes.drivers.sim.faults.watched import WatchedLog, WatchedPlane
+from nubes.drivers.sim.faults.watched import WatchedAgents, WatchedLog, WatchedPlane
 from nubes.functions import events as e
 from nubes.functions.spec import FunctionSpec
 from nubes.kernel.clock import WallClock
-from nubes.kernel.errors import LogCorrupt, Unavailable
+from nubes.kernel.errors import LogCorrupt, Unavailable, UsageError
 from nubes.kernel.message import Codec
 from nubes.kernel.rng import rng
 
 decode = Codec(e.EVENTS).decode
-MOST_EVENTS = 20_000
-SETTLE_S = 5.0
+MOST_EVENTS = 60_000
+SETTLE_S = LOST_S + 5.0  # what is lost is given up by then, and what is gone is gone
 PATIENCE_S = 2000.0  # how long, once faults have stopped, everything may take to be answered
 
 
@@ -60,14 +64,16 @@ class World:
         self.oracle = Oracle(self)
         self.r = r = rng(seed, "world")
         delay_s, sync_s = self.plan.delay_s, self.plan.sync_s
-        self.network = Network(self.timeline, r, lambda: r.expovariate(1.0) * delay_s if delay_s else 0.0)
-        self._work_s = lambda: r.expovariate(1.0) * sync_s if sync_s else 0.0
+        self.near_s: Callable[[], float] = lambda: r.expovariate(1.0) * delay_s if delay_s else 0.0
+        self.network = Network(self.timeline, r, self.near_s)
+        self.work_s: Callable[[], float] = lambda: r.expovariate(1.0) * sync_s if sync_s else 0.0
         self.specs: dict[str, FunctionSpec] = {spec.name: spec for spec in plans.functions(rng(seed, "app"))}
         self.clients = [Client(self, n + 1, rng(seed, "client", n)) for n in range(self.plan.clients)]
         self.machines = [Machine(self, n, rng(seed, "machine", n)) for n in range(self.plan.machines + 1)]
-        self.machine_ids = 0
+        self.life = Lifetime(0)  # of the control plane
         self.owners = 0
         self.up = False
+        self.left: set[tuple[str, str, int, int]] = set()  # what the control plane and its machines disagree on
         self.last_now = 0.0
         self.recovered_at = 0.0, 0.0  # by the control plane's clock, and by the world's
         self.expected = 0  # records that the last crash must have left
@@ -77,7 +83,7 @@ class World:
         self.last_record = 0  # the newest that was fed
         self.finishing = False
         self.plane: WatchedPlane
-        self.fleet: Fleet
+        self.agents: WatchedAgents
         self.loop: VirtualLoop
         self.happenings = Happenings(self)
 
@@ -100,7 +106,8 @@ class World:
 
     def boot(self) -> None:
         """Starts the control plane on what is on the disk."""
-        self.loop = VirtualLoop(self.timeline, rng(self.seed, "loop", self.timeline.life), self._work_s)
+        self.life = Lifetime(self.life.number + 1)
+        self.loop = VirtualLoop(self.timeline, self.life, rng(self.seed, "loop", self.life.number), self.work_s)
         plan, oracle = self.plan, self.oracle
         try:
             log = WatchedLog(FOLDER, plan.segment_bytes, self.disk)
@@ -134,19 +141,37 @@ class World:
         self.last_now = decode(oracle.lineage[-1])[0] if oracle.lineage else 0.0
         self.recovered_at = self.last_now, self.timeline.now
         self.check(RECOVERY)
-        self.fleet = Fleet(self)
         fresh = not log.count
         here = self.machines[0]
-        near, far = self.network.connect("here", self.timeline.life)
-        here.joined(0, near)
-        self.fleet.join(0, far)
-        plane.begin(self.fleet, plan.policies, e.MachineReady(here.cpu, here.memory_bytes))
+        self.agents = self._hands()
+        plane.begin(self.agents, plan.policies, e.MachineReady(here.cpu, here.memory_bytes))
         plane.observe(e.Resolve, lambda command: oracle.resolves(command.call, log.count - 1))
+        plane.observe(e.StopInstance, lambda command: oracle.given_up(command.instance))
+        plane.observe(e.Interrupt, lambda command: oracle.interrupted(command.instance, command.call))
         if fresh or "a" not in plane.controller.apps:
             plane.feed(e.Deployed("a", 1, tuple(self.specs.values())))
         else:
             self.specs = dict(plane.controller.specs)
         self.up = True
+
+    def _hands(self) -> WatchedAgents:
+        """Those of the control plane: its own machine's processes, and agents."""
+        plane, here, life = self.plane, self.machines[0], self.life.number
+        specs, nothing = plane.controller.specs, payload.Segments("")
+        local = Processes(
+            self, here, self.loop, None, specs, plane.feed, plane.instance_frame, lambda: life
+        )  # fmt: skip
+        loop: Any = self.loop
+        agents = WatchedAgents(
+            loop, plane.feed, plane.instance_frame, self._around, lambda: False, nothing, nothing, local,
+            Elsewhere(self, rng(self.seed, "carrier", life)), connect=Peer, files=lambda _: {}, incarnation=life,
+        )  # fmt: skip
+        agents.oracle = self.oracle
+        return agents
+
+    def _around(self, function: str, environment: str) -> messages.Surroundings | None:
+        spec = self.plane.controller.specs.get(function) if function else FunctionSpec(name="", environment=environment)
+        return messages.Surroundings(spec, {}, {}, "") if spec is not None else None
 
     def _begin_anew(self) -> None:
         """The log is lost, and that was said: an empty disk takes the place of the other."""
@@ -165,15 +190,14 @@ class World:
         self.note("CRASH:", f"{why}, {'power cut' if power else 'killed'}")
         self.expected = max(self.oracle.safe(), 0 if self.up else self.expected)
         self.up = False
-        self.timeline.life += 1
+        self.life.over = True
         if power:
             self.disk.power_cut()
         else:
             self.disk.killed()
-        self.machines[0].clear()
-        self.machines[0].end = None
-        for end in list(self.network.open):
-            self.network.snap(end)
+        for processes in list(self.machines[0].processes):
+            processes.close()
+        self.network.died(self.life)
         self.timeline.after(self.plan.down_s * self.r.random(), self.boot)
 
     def close(self) -> None:
@@ -190,27 +214,26 @@ class World:
         if not self.up:
             return None
         self.owners += 1
-        near, far = self.network.connect(f"client {client.number}", self.timeline.life)
+        near, far = self.network.connect(f"client {client.number}", None, self.life)
         SimSession(self, far, self.owners)
         return near
 
-    def look_for_work(self, machine: Machine) -> None:
-        self.timeline.after(self.r.random() * 2.0 + 0.01, self._join, machine)
-
-    def _join(self, machine: Machine) -> None:
-        if not machine.up or machine.end is not None:
-            return
+    def visited(self, machine: Machine) -> Endpoint | None:
+        """An agent connects, if there is somebody. It says who it is, and is let in or told why not."""
         if not self.up:
-            self.look_for_work(machine)
-            return
-        self.machine_ids += 1
-        id = self.machine_ids
-        near, far = self.network.connect(f"machine {machine.number}", self.timeline.life)
-        machine.joined(id, near)
-        self.fleet.join(id, far)
-        self.loop.call_soon(
-            self.plane.feed, e.MachineReady(machine.cpu, machine.memory_bytes, id, f"zone {machine.number % 2}")
-        )
+            return None
+        near, far = self.network.connect(machine.name, machine.agent, self.life)
+        agents = self.agents
+
+        def greeted(frame: list[Any]) -> None:
+            try:
+                agents.join(frame[1], far)
+            except UsageError as error:
+                far.send(wire.pack(messages.REFUSED, error.message, error.hint))
+                far.close()
+
+        Peer(self.loop, far, greeted, lambda: None)
+        return near
 
     def new_functions(self) -> tuple[FunctionSpec, ...]:
         """The app once more, its functions of other kinds, but of the same sizes."""
@@ -225,7 +248,7 @@ class World:
         """Everything, from the first start to the last answer."""
         self.timeline.at(0.0, self.boot)
         for machine in self.machines[1:]:
-            self.look_for_work(machine)
+            self.timeline.after(self.r.random() * 2.0, machine.begin)
         for client in self.clients:
             self.timeline.after(self.r.random() * 0.5, client.think)
         for at, kind in self.plan.faults:
@@ -245,10 +268,18 @@ class World:
 
     def _settle(self) -> None:
         """Who is gone is noticed, then all must be in order."""
-        until_s = self.timeline.now + SETTLE_S
+        standing = [self.life.stalled_until, *(machine.agent.stalled_until for machine in self.machines)]
+        until_s = max(self.timeline.now, *standing, *self.network.cut_until.values()) + SETTLE_S
+        self._until_s(until_s - ORPHANED_S)
+        self.left = disagreements(self)
+        while self.timeline.now < until_s:
+            self._until_s(self.timeline.now + ORPHANED_S / 20)
+            self.left &= disagreements(self)
+        self.check(END)
+
+    def _until_s(self, until_s: float) -> None:
         self.timeline.at(until_s, lambda: None)
         self._until(lambda: self.timeline.now >= until_s)
-        self.check(END)
 
     def finish(self) -> None:
         """Faults stop, clients begin nothing new, and want the answers of what they have begun."""
@@ -267,7 +298,7 @@ class World:
             following = self.timeline.next()
             if following is None:
                 return
-            _, action, args = following
+            action, args = following
             before = self.plane.fed if self.up else 0
             try:
                 action(*args)
