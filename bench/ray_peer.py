@@ -41,6 +41,7 @@ ROWS = (  # (key, what, whether more is better, why Ray may be better)
     ("p99", "one call, p99", False, HOP),
     ("argument", "8 MB array as argument", False, COPIES),
     ("result", "8 MB array as result", False, COPIES),
+    ("handed", "8 MB array from task to task", False, COPIES),
     ("actor_p50", "one call of an actor's method, p50", False, HOP),
     ("actor_rate", "calls of an actor's method a second", True, HOP),
     ("cold", "new worker or instance, until its first answer", False, "Ray keeps started workers in reserve"),
@@ -49,7 +50,7 @@ ROWS = (  # (key, what, whether more is better, why Ray may be better)
 
 def measure(
     call: Callable[[int], Any], many: Callable[[int], Any], argument: Callable[[Any], Any],
-    result: Callable[[int], Any], method: Callable[[int], Any], methods: Callable[[int], Any],
+    result: Callable[[int], Any], handed: Callable[[int], Any], method: Callable[[int], Any], methods: Callable[[int], Any],
     cold: Callable[[], Any], quick: bool,
 ) -> Measured:  # fmt: skip
     """What each side is measured by; `many` and `methods` make so many calls at once."""
@@ -65,6 +66,7 @@ def measure(
         "p99": sorted(one)[int(0.99 * len(one))],
         "argument": statistics.median(times(lambda: argument(array), arrays, 3)),
         "result": statistics.median(times(lambda: result(NUMBERS), arrays, 3)),
+        "handed": statistics.median(times(lambda: handed(NUMBERS), arrays, 3)),
         "actor_p50": statistics.median(times(lambda: method(1), calls, 100)),
         "actor_rate": tasks / min(times(lambda: methods(tasks), 2, 0)),
         "cold": statistics.median(times(cold, starts, 2)),
@@ -101,6 +103,7 @@ def on_ray(address: str, quick: bool) -> Measured:
         lambda count: ray.get([noop.remote(n) for n in range(count)]),
         lambda array: ray.get(size.remote(array)),
         lambda numbers: ray.get(made.remote(numbers)),
+        lambda numbers: ray.get(size.remote(made.remote(numbers))),
         lambda n: ray.get(actor.add.remote(n)),
         lambda count: ray.get([actor.add.remote(1) for _ in range(count)]),
         cold,
@@ -120,6 +123,7 @@ def on_nubes(address: str, quick: bool) -> Measured:
                 lambda count: list(apps.cloud_noop.map(range(count))),
                 apps.cloud_size.remote,
                 apps.cloud_made.remote,
+                apps.cloud_made.then(apps.cloud_size).remote,
                 counter.add.remote,
                 lambda count: list(counter.add.map([1] * count)),
                 apps.once.remote,

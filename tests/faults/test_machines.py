@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from proxy import Proxy
 import nubes
 from nubes import FunctionCall
 from nubes import client as clients
+from nubes.drivers.local.shared_folder import MEMORY
 from nubes.drivers.remote import messages
 from nubes.kernel.errors import NubesError
 
@@ -95,6 +97,47 @@ def test_calls_spread_over_machines_with_their_data(plane, work, join):
     }
     assert list(work.count.remote_gen(5)) == [0, 1, 2, 3, 4]
     assert work.nested.remote(array[:200_000]) == pytest.approx(2 * array[:200_000].sum())
+
+
+@pytest.fixture
+def segments():
+    """What lies in the shared memory of clouds and agents that are newer than this."""
+    before = set(MEMORY.glob("nubes-*"))
+    return lambda: [path for folder in set(MEMORY.glob("nubes-*")) - before for path in folder.glob("seg-*")]
+
+
+def test_what_a_step_gives_stays_for_the_next_one_where_it_lies(segments, plane, work, join):
+    join("one", cpu=1), join("two", cpu=1)
+    for _ in range(3):
+        answers = list(work.make.then(work.measured).map([2] * 4))
+        assert {size for size, _ in answers} == {2 << 20}
+    assert all(there for _, there in answers), "each was measured where it was made"
+    until(lambda: not segments(), 5, "nothing is left of them")
+
+
+def test_what_a_step_gave_is_fetched_if_the_next_one_runs_elsewhere(segments, plane, work, join):
+    join("one", cpu=1), join("two", cpu=4)
+    ask("drain", machine=named("two")["id"])
+    assert work.make.then(work.measured).remote(2) == (2 << 20, True)
+    ask("drain", machine=named("two")["id"], undo=True)
+    assert work.make.then(work.measured_elsewhere).remote(2) == (2 << 20, False)
+    assert list(work.make.then(work.measured_elsewhere).map([2] * 4)) == [(2 << 20, False)] * 4
+    until(lambda: not segments(), 5, "nothing is left of them")
+
+
+@pytest.mark.slow
+def test_a_call_whose_input_was_lost_between_two_steps_says_so(segments, plane, work, join):
+    one = join("one", cpu=1)
+    join("two", cpu=2)
+    occupied = work.occupy.spawn(3.0)
+    until(running, 20, "the second machine has no CPU left")
+    with ThreadPoolExecutor() as threads:
+        call = threads.submit(work.make.then(work.measured_elsewhere).remote, 2)
+        until(lambda: any(f["name"] == "work/measured_elsewhere" and f["queued"] for f in ask("status")["functions"]))
+        one.send(signal.SIGKILL)
+        with pytest.raises(nubes.Unavailable, match="lost with its machine"):
+            call.result(timeout=30)
+    occupied.get(timeout=20)
 
 
 def test_what_ran_on_a_machine_that_died_goes_on_elsewhere(plane, work, join, tmp_path):

@@ -49,6 +49,13 @@ def test_arrays_and_bytes_go_both_ways() -> None:
     assert app.echo.remote(np.empty(0)).size == 0
 
 
+def test_nothing_is_left_of_what_went_from_step_to_step() -> None:
+    before = segments()
+    assert app.make.then(app.shape_and_sum).remote(4) == ((4 << 17,), float(12 << 17))
+    assert list(app.make.then(app.echo, app.shape_and_sum).map([2] * 5)) == [((2 << 17,), float(6 << 17))] * 5
+    until(lambda: segments() <= before)
+
+
 def test_anything_that_pickles_out_of_band_travels_so() -> None:
     """Arrow and pandas hand out their buffers through the same protocol."""
     frame = pytest.importorskip("pandas").DataFrame({"x": np.arange(MEGABYTE, dtype=float), "y": np.arange(MEGABYTE)})

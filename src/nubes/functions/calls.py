@@ -53,7 +53,7 @@ def finished(c: State, event: e.Finished, now: float) -> None:
         freed(c, instance, now)
     elif event.ok and call.route:
         freed(c, instance, now)
-        _forward(c, call, event.output, now)
+        _forward(c, call, event, now)
     else:
         if event.ok:
             if f.replicas is not None and f.replicas.hedging is not None:
@@ -82,7 +82,7 @@ def hedge_timer(c: State, id: int, now: float) -> None:
         copy_to(c, instance, call, now)
 
 
-def _forward(c: State, call: Call, output: bytes, now: float) -> None:
+def _forward(c: State, call: Call, event: e.Finished, now: float) -> None:
     """One step of a call's route is done: its output is the input of the next."""
     following = pool(c, call.route[0], "", now)
     if following is None:
@@ -92,7 +92,8 @@ def _forward(c: State, call: Call, output: bytes, now: float) -> None:
     call.hop = True
     call.function = following
     call.method = ""
-    call.input = output
+    call.input = event.output
+    call.near = event.near
     call.attempt = 1
     call.arrived_s = now
     arrived(c, following, call, now)

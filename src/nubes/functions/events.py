@@ -112,6 +112,7 @@ class Finished(Event, frozen=True):
     output: bytes = b""
     backpressure: str = ""
     keep: bool = False
+    near: tuple[tuple[int, int], ...] = ()  # (machine, bytes of an output for the next step that lie there)
 
     @property
     def durable(self) -> bool:

@@ -180,6 +180,9 @@ class SimulatedHands:
     def drained(self, command: e.Drained) -> None:
         pass
 
+    def forget(self, data: bytes) -> None:
+        pass
+
     def function_of(self, instance: int) -> str:
         return self.instances[instance].spec.name if instance in self.instances else ""
 

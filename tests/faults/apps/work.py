@@ -98,3 +98,27 @@ def beside():
     import besides
 
     return besides.TEXT
+
+
+@app.function(cpu=0.5)
+def make(megabytes):
+    import numpy as np
+
+    array = np.arange(megabytes * 131072, dtype=float)
+    array[0] = sum(map(ord, os.environ["NUBES_SOCKET"]))
+    return array
+
+
+@app.function(cpu=0.5)
+def measured(array):
+    return array.nbytes, int(array[0]) == sum(map(ord, os.environ["NUBES_SOCKET"]))
+
+
+@app.function(cpu=2.0)
+def measured_elsewhere(array):
+    return measured.local(array)
+
+
+@app.function(cpu=2.0)
+def occupy(seconds):
+    time.sleep(seconds)

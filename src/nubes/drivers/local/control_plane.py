@@ -91,8 +91,9 @@ class ControlPlane(Plane):
             local = self.processes if self.here else None
             segments = Segments(str(self.shared), keep=False)
             self.agents = hands = Agents(
-                loop, self.feed, self.instance_frame, self.around, prime, segments, self.durable, local, self.carrier
-            )
+                loop, self.feed, self.instance_frame, self.around, prime, segments, self.durable, local, self.goes_on,
+                self.moved, self.carrier,
+            )  # fmt: skip
             self.listener = Listener(loop, bind(self.address), token_of(self.folder), self._welcome)
             (self.folder / "agents").write_text(f"{self.listener.port}\n")  # for those who let the system choose
         own = e.MachineReady(self.cpu, self.memory_bytes) if self.here else e.MachineLost(0, "it runs no instances")

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from nubes.drivers.local import disruption, payload, unattended, wire
+from nubes.drivers.local import disruption, payload, stayed, unattended, wire
 from nubes.drivers.local.journal import Journal
 from nubes.functions import events as e
 from nubes.functions.controller import Functions
@@ -39,6 +39,7 @@ class Hands(Protocol):
     def prune(self, command: e.PruneNode) -> None: ...
     def drained(self, command: e.Drained) -> None: ...
     def function_of(self, instance: int) -> str: ...
+    def forget(self, data: bytes) -> None: ...
 
 
 class Plane:
@@ -51,6 +52,7 @@ class Plane:
         self.now = 0.0
         self.inputs: dict[int, bytes] = {}  # of calls that are not kept in the log
         self.outputs: dict[int, bytes] = {}
+        self.between: set[int] = set()  # calls whose input is the output of the step before
         self.released: set[int] = set()  # calls whose arguments in shared memory nobody reads any more
         self.sinks: dict[int, Sink] = {}
         self._shared: set[int] = set()  # plain calls that get the kept answer of another
@@ -148,18 +150,26 @@ class Plane:
         if kind == wire.DONE:
             _, id, ok, took, output, pushed, released = frame
             call = self.controller.calls.get(id)
-            if released and self.inputs.get(id, b"")[:1] == b"S" and not (call and call.copies):
+            near: tuple[tuple[int, int], ...] = ()
+            if (
+                released
+                and id not in self.between
+                and self.inputs.get(id, b"")[:1] == b"S"
+                and not (call and call.copies)
+            ):
                 self.released.add(id)
             if call is not None and not call.keep:
                 runs_it = self.controller.instances.get(instance)
                 if runs_it is None or id not in runs_it.calls:
-                    pass  # that instance was given up: the call is somebody else's by now
+                    self.hands.forget(output)  # that instance was given up: the call is somebody else's by now
                 elif ok and call.route:
-                    self.inputs[id] = output  # the next step's input
+                    near = self._hand_on(id, output)
                 else:
                     self.outputs[id] = output
-                self.feed(e.Finished(id, instance, ok, took, b"", pushed))
+                self.feed(e.Finished(id, instance, ok, took, b"", pushed, near=near))
             else:
+                if call is None:
+                    self.hands.forget(output)
                 self.feed(
                     e.Finished(id, instance, ok, took, output if call is not None else b"", pushed, call is not None)
                 )
@@ -174,6 +184,36 @@ class Plane:
         elif kind == wire.BROKEN:
             self.feed(e.InstanceLost(instance, "it failed to start", frame[1]))
 
+    def _hand_on(self, call: int, output: bytes) -> tuple[tuple[int, int], ...]:
+        """The output of a step is the input of the next; returns where it lies."""
+        self._spent(call)
+        self.inputs[call] = output
+        self.between.add(call)
+        return self.near(output)
+
+    def near(self, data: bytes) -> tuple[tuple[int, int], ...]:
+        """Where a payload lies, if there is a choice of machines: (machine, bytes) each."""
+        return stayed.near(data) if len(self.controller.machines) > 1 else ()
+
+    def _spent(self, call: int) -> None:
+        """Nobody needs a call's input any more. What clients gave is theirs, what lay between two steps is nobody's."""
+        data = self.inputs.pop(call, b"")
+        if call in self.between:
+            self.between.discard(call)
+            self.hands.forget(data)
+
+    def goes_on(self, call: int) -> bool:
+        """Whether what a call gives now is for its next step alone."""
+        known = self.controller.calls.get(call)
+        return known is not None and bool(known.route) and not known.keep
+
+    def moved(self, call: int, data: bytes) -> None:
+        """What lay on another machine between two steps of a call is here now."""
+        if call in self.between:
+            self.inputs[call] = data
+        else:
+            self.hands.forget(data)
+
     def _printed(self, instance: int, call: int, stream: str, text: str) -> None:
         function = self.hands.function_of(instance) or "?"
         self.prints(call, function, stream, text)
@@ -183,7 +223,7 @@ class Plane:
 
     def _resolve(self, command: e.Resolve) -> None:
         id = command.call
-        self.inputs.pop(id, None)
+        self._spent(id)
         output = self.outputs.pop(id, b"")
         output = command.output or output
         released = id in self.released

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from nubes.drivers.local import watchdog, wire
+from nubes.drivers.local import stayed, watchdog, wire
 from nubes.drivers.local.interpreters import Interpreters
 from nubes.drivers.local.lifeline import Lifeline
 from nubes.drivers.local.limits import Limits
@@ -179,6 +179,10 @@ class Processes:
     def function_of(self, instance: int) -> str:
         process = self.instances.get(instance)
         return process.function if process else ""
+
+    def forget(self, data: bytes) -> None:
+        """Nobody reads this output any more."""
+        stayed.drop(data)
 
     # -- what parents tell ---------------------------------------------------------------------------------------
 

@@ -119,7 +119,8 @@ class Session:
         if keep and self.remote:
             data = payload.landed(data, self.plane.durable)
         kept = data if keep else b""
-        event = e.Submitted(call, function, keep, method, variant, tuple(route), key, kept, 0 if keep else self.owner)
+        owner, near = 0 if keep else self.owner, self.plane.near(data)
+        event = e.Submitted(call, function, keep, method, variant, tuple(route), key, kept, owner, near)
         try:
             if keep:
                 self.plane.submit(event, data, self)

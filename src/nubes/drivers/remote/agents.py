@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nubes.drivers.local import payload, wire
+import msgspec
+
+from nubes.drivers.local import payload, stayed, wire
+from nubes.drivers.local.endings import failure
 from nubes.drivers.local.peer import Peer
 from nubes.drivers.remote import code, messages
 from nubes.drivers.remote.carrying import Carrier, Inline, InOrder
+from nubes.drivers.remote.fetches import Fetches
 from nubes.drivers.remote.line import Connect, Line
 from nubes.functions import events as e
 from nubes.functions.spec import Code
-from nubes.kernel.errors import NubesError, UsageError
+from nubes.kernel.errors import NubesError, Unavailable, UsageError
 
 if TYPE_CHECKING:
     from nubes.drivers.local.plane import Hands
@@ -47,6 +51,8 @@ class Agents:
         segments: payload.Segments,
         durable: payload.Segments,
         local: Hands | None,
+        goes_on: Callable[[int], bool],
+        moved: Callable[[int, bytes], None],
         carrier: Carrier | None = None,
         connect: Connect = Peer,
         files: Callable[[Code], dict[str, bytes]] = code.files,
@@ -61,6 +67,7 @@ class Agents:
         self._durable = durable
         self._in_order = InOrder(loop)
         self._local = local
+        self._goes_on = goes_on
         self._carrier = carrier or Inline()
         self._connect = connect
         self._code_of = files
@@ -69,6 +76,7 @@ class Agents:
         self.members: dict[int, Member] = {}  # by machine
         self._where: dict[int, Member] = {}  # by instance
         self._nodes: dict[int, Member] = {}  # by parent in the process tree
+        self._fetches = Fetches(loop, self._carrier, segments, moved)
         self._given_up: set[int] = set()  # incarnations of agents whose machine is lost: their links are of no use
         self._closed = False
         loop.call_later(messages.BEAT_S, self._look)
@@ -110,6 +118,7 @@ class Agents:
             for id in [id for id, where in table.items() if where is member]:
                 del table[id]
         member.line.close()
+        self._fetches.lost(machine)
         self._feed(e.MachineLost(machine, f"machine {member.about.name or machine} is gone: {reason}"))
 
     def named(self, name: str) -> Member | None:
@@ -142,6 +151,8 @@ class Agents:
     def _news(self, member: Member, news: Any) -> None:
         if isinstance(news, messages.Said):
             self._frame_of(member, news)
+        elif isinstance(news, messages.Fetched):
+            self._fetches.came(news)
         elif isinstance(news, messages.Wants):
             self._order(member, self._files(news.function))
         elif isinstance(news, messages.Leaves):
@@ -162,11 +173,13 @@ class Agents:
             member.pids[news.instance] = news.pid
         place = wire.RESULTS.get(frame[0])
         data = frame[place] if place is not None else b""
-        work = None
-        if news.keep or carrier.waits(data):
+        begin = None
+        if news.stayed_bytes:
+            frame[4] = stayed.at(member.machine, news.stayed_bytes, data)
+        elif news.keep or carrier.waits(data):
             segments = self._durable if news.keep else self._segments
-            work = lambda: payload.landed(carrier.unpack(data, segments), segments)  # noqa: E731
-        self._in_order.do(news.instance, work, lambda landed: self._arrived(member, news.instance, frame, landed))
+            begin = self._in_order.work(lambda: payload.landed(carrier.unpack(data, segments), segments))
+        self._in_order.do(news.instance, begin, lambda landed: self._arrived(member, news.instance, frame, landed))
 
     def _arrived(self, member: Member, instance: int, frame: list[Any], landed: bytes | Exception | None) -> None:
         if self._where.get(instance) is not member:
@@ -230,18 +243,49 @@ class Agents:
 
     def dispatch(self, command: e.Dispatch, keep: bool, inputs: list[bytes]) -> None:
         member = self._where.get(command.instance)
+        machine = member.machine if member is not None else 0
+        away = [call for call, data in zip(command.calls, inputs, strict=True) if stayed.is_away(data, machine)]
+        begin = (lambda: self._fetches.all(command.calls, inputs, machine, self.members)) if away else None
+        self._in_order.do(("to", command.instance), begin, lambda found: self._give(command, keep, found or inputs))
+
+    def _give(self, command: e.Dispatch, keep: bool, inputs: Sequence[bytes | None]) -> None:
+        """Calls with their inputs; None where one was lost: its call fails, the others run."""
+        for call, data in zip(command.calls, inputs, strict=True):
+            if data is None:
+                lost = failure(Unavailable("What the step before gave was lost with its machine.", "Call it again."))
+                self._frame(command.instance, [wire.DONE, call, False, 0.0, lost, "", False])
+        pairs = [(call, data) for call, data in zip(command.calls, inputs, strict=True) if data is not None]
+        if not pairs:
+            return
+        if len(pairs) < len(inputs):
+            command = msgspec.structs.replace(command, calls=tuple(call for call, _ in pairs))
+        self._run(command, keep, [data for _, data in pairs])
+
+    def _run(self, command: e.Dispatch, keep: bool, inputs: list[bytes]) -> None:
+        member = self._where.get(command.instance)
         if member is not None:
             packed = [self._carrier.pack(data, member.about.name) for data in inputs]
-            self._order(member, messages.Run(command, keep, packed))
+            stay = () if keep else tuple(filter(self._goes_on, command.calls))
+            self._order(member, messages.Run(command, keep, packed, stay))
         elif self._local is not None:
             self._local.dispatch(command, keep, inputs)
 
     def interrupt(self, command: e.Interrupt) -> None:
+        self._in_order.do(("to", command.instance), None, lambda _: self._interrupt(command))
+
+    def _interrupt(self, command: e.Interrupt) -> None:
         member = self._where.get(command.instance)
         if member is not None:
             self._order(member, messages.Do(command))
         elif self._local is not None:
             self._local.interrupt(command)
+
+    def forget(self, data: bytes) -> None:
+        found = stayed.where(data)
+        if found is None:
+            stayed.drop(data)
+        elif found[0] in self.members:
+            self._order(self.members[found[0]], messages.Forget(found[2]))
 
     def grow(self, command: e.GrowNode) -> None:
         if not command.machine and self._local is not None:

@@ -34,30 +34,37 @@ class Inline:
         return data
 
 
+Begin = Callable[[], "asyncio.Future[Any]"]
+
+
 class InOrder:
-    """Work in threads; what follows from it, in the order in which it came, for each key."""
+    """What follows from things that take a while, in the order in which they came, for each key."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._lines: dict[Hashable, deque[tuple[Callable[[], Any] | None, Callable[[Any], None]]]] = {}
+        self._lines: dict[Hashable, deque[tuple[Begin | None, Callable[[Any], None]]]] = {}
 
-    def do(self, key: Hashable, work: Callable[[], Any] | None, then: Callable[[Any], None]) -> None:
-        """Calls `then` with what `work` gives, or with its exception; at once if there is nothing to wait for."""
+    def work(self, work: Callable[[], Any]) -> Begin:
+        """Something that is done in a thread."""
+        return lambda: self._loop.run_in_executor(None, work)
+
+    def do(self, key: Hashable, begin: Begin | None, then: Callable[[Any], None]) -> None:
+        """Calls `then` with what comes of `begin`, or with its exception; at once if there is nothing to wait for."""
         line = self._lines.get(key)
         if line is not None:
-            line.append((work, then))
-        elif work is None:
+            line.append((begin, then))
+        elif begin is None:
             then(None)
         else:
-            self._lines[key] = deque([(work, then)])
+            self._lines[key] = deque([(begin, then)])
             self._next(key)
 
     def _next(self, key: Hashable) -> None:
         line = self._lines[key]
         while line:
-            work, then = line[0]
-            if work is not None:
-                self._loop.run_in_executor(None, work).add_done_callback(lambda done: self._done(key, done))
+            begin, then = line[0]
+            if begin is not None:
+                begin().add_done_callback(lambda done: self._done(key, done))
                 return
             line.popleft()
             then(None)

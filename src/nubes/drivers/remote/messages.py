@@ -62,6 +62,7 @@ class Run(msgspec.Struct, array_like=True, tag=True):
     command: e.Dispatch
     keep: bool
     inputs: list[bytes]
+    stay: tuple[int, ...] = ()  # calls whose output, if it is large, stays until it is known where their next step runs
 
 
 class Files(msgspec.Struct, array_like=True, tag=True):
@@ -70,6 +71,19 @@ class Files(msgspec.Struct, array_like=True, tag=True):
     function: str
     files: dict[str, bytes]
     error: str = ""  # why they cannot be had
+
+
+class Fetch(msgspec.Struct, array_like=True, tag=True):
+    """Control plane to agent: what stayed on your machine is needed elsewhere."""
+
+    number: int
+    data: bytes
+
+
+class Forget(msgspec.Struct, array_like=True, tag=True):
+    """Control plane to agent: what stayed on your machine is not needed any more."""
+
+    data: bytes
 
 
 class Bye(msgspec.Struct, array_like=True, tag=True):
@@ -89,6 +103,14 @@ class Said(msgspec.Struct, array_like=True, tag=True):
     frame: list[Any]
     keep: bool
     pid: int = 0  # its process, where it is ready
+    stayed_bytes: int = 0  # of what it gave, which waits there for the next step: the frame has its place only
+
+
+class Fetched(msgspec.Struct, array_like=True, tag=True):
+    """Agent to control plane: what had stayed on its machine."""
+
+    number: int
+    data: bytes
 
 
 class Wants(msgspec.Struct, array_like=True, tag=True):
@@ -102,8 +124,8 @@ class Leaves(msgspec.Struct, array_like=True, tag=True):
 
 
 encode = msgspec.msgpack.Encoder().encode
-order = msgspec.msgpack.Decoder(Do | Run | Files | Bye).decode
-news = msgspec.msgpack.Decoder(Happened | Said | Wants | Leaves).decode
+order = msgspec.msgpack.Decoder(Do | Run | Files | Fetch | Forget | Bye).decode
+news = msgspec.msgpack.Decoder(Happened | Said | Fetched | Wants | Leaves).decode
 about = msgspec.msgpack.Decoder(About).decode
 
 

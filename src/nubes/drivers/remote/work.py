@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from nubes.drivers.local import payload, wire
+from nubes.drivers.local import payload, stayed, wire
 from nubes.drivers.local.objects import is_url
 from nubes.drivers.remote import messages
 from nubes.drivers.remote.carrying import Carrier, InOrder
@@ -59,6 +59,7 @@ class Work:
         self.prime = False
         self._held: dict[str, list[messages.Do]] = {}  # by the function whose files they wait for
         self._arguments: dict[int, str] = {}  # segments with those of calls
+        self._stay: set[int] = set()  # calls whose large outputs stay here
         self._in_order = InOrder(loop)
         self.site = site(self)
         self._hands = self.site.hands
@@ -74,6 +75,10 @@ class Work:
             self._run(order)
         elif isinstance(order, messages.Files):
             self._unpack(order)
+        elif isinstance(order, messages.Fetch):
+            self._send(messages.Fetched(order.number, self._carrier.pack(order.data, "")))
+        elif isinstance(order, messages.Forget):
+            stayed.drop(order.data)
         elif isinstance(order, messages.Bye):
             self._leave()
         elif isinstance(order.command, e.StopInstance):
@@ -91,10 +96,11 @@ class Work:
     def _run(self, order: messages.Run) -> None:
         """Gives calls to an instance, with their large arguments in this machine's memory."""
         carrier, segments = self._carrier, self.site.segments
-        work = None
+        self._stay.update(order.stay)
+        begin = None
         if any(map(carrier.waits, order.inputs)):
-            work = lambda: [carrier.unpack(data, segments) for data in order.inputs]  # noqa: E731
-        self._in_order.do(order.command.instance, work, lambda inputs: self._ran(order, inputs))
+            begin = self._in_order.work(lambda: [carrier.unpack(data, segments) for data in order.inputs])
+        self._in_order.do(order.command.instance, begin, lambda inputs: self._ran(order, inputs))
 
     def _ran(self, order: messages.Run, inputs: list[bytes] | Exception | None) -> None:
         command = order.command
@@ -105,7 +111,8 @@ class Work:
         for call, data in zip(command.calls, inputs or (), strict=False):
             if payload.segment_of(data):
                 self._arguments[call] = payload.segment_of(data)
-        self._hands.dispatch(command, order.keep, order.inputs if inputs is None else inputs)
+        here = [stayed.inside(data) for data in (order.inputs if inputs is None else inputs)]
+        self._hands.dispatch(command, order.keep, here)
 
     def _prepare(self, order: messages.Do, around: messages.Surroundings) -> None:
         """Starts what is to be started, once the function's files are here."""
@@ -171,9 +178,12 @@ class Work:
         self._send(messages.Happened(event))
 
     def frame(self, instance: int, frame: list[Any]) -> None:
-        keep = False
+        keep, size = False, 0
         place = wire.RESULTS.get(frame[0])
-        if place is not None:
+        if frame[0] == wire.DONE and frame[1] in self._stay:
+            self._stay.discard(frame[1])
+            size = stayed.size_of(frame[4]) if frame[2] else 0
+        if place is not None and not size:
             segment = payload.segment_of(frame[place])
             keep = payload.is_object(segment) and not is_url(segment)
             frame[place] = self._carrier.pack(frame[place], "")
@@ -182,7 +192,7 @@ class Work:
         if frame[0] == wire.DONE and frame[1] in self._arguments:
             payload.discard(self._arguments.pop(frame[1]))
         pid = self.site.pid(instance) if frame[0] == wire.READY else 0
-        self._send(messages.Said(instance, frame, keep, pid))
+        self._send(messages.Said(instance, frame, keep, pid, size))
 
 
 def _what(command: Any) -> tuple[str, int]:

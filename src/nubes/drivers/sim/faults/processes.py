@@ -98,6 +98,9 @@ class Processes:
     def drained(self, command: e.Drained) -> None:
         """Nothing is to be done."""
 
+    def forget(self, data: bytes) -> None:
+        """Nothing is large here."""
+
     def function_of(self, instance: int) -> str:
         process = self.instances.get(instance)
         return process.spec.name if process else ""
