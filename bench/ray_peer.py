@@ -154,6 +154,7 @@ def on_tasks(address: str, quick: bool) -> Measured:
             lambda count: tasks.get([noop.submit(n) for n in range(count)]),
             lambda array: size.submit(array).get(),
             lambda numbers: made.submit(numbers).get(),
+            lambda numbers: size.submit(made.submit(numbers)).get(),
             lambda n: actor.add.submit(n).get(),
             lambda count: tasks.get([actor.add.submit(1) for _ in range(count)]),
             cold,

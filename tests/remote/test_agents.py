@@ -21,7 +21,8 @@ ABOUT = messages.About(77, "east", 4.0, 1 << 30, "a")
 
 def agents(loop: asyncio.AbstractEventLoop, fed: list[Any], folder: Path) -> Agents:
     segments = payload.Segments(str(folder))
-    return Agents(loop, fed.append, lambda *_: None, lambda *_: None, lambda: False, segments, segments, None)
+    nothing: Any = lambda *_: None  # noqa: E731
+    return Agents(loop, fed.append, nothing, nothing, lambda: False, segments, segments, None, nothing, nothing)
 
 
 def test_a_machine_that_was_given_up_does_not_come_back_as_if_nothing_had_been(tmp_path: Path) -> None:
