@@ -234,6 +234,9 @@ class _Run:
             self.machine.prune(command.node)
             self.processes.stop_s[self.nodes.pop(command.node)] = now
             return []
+        if isinstance(command, e.AskDisruption):  # an application that was recorded is not here to be asked
+            everything = tuple(one.id for one in command.pending)
+            return [(now, e.DisruptionAnswered(command.function + command.variant, command.offer, everything))]
         if isinstance(command, e.Interrupt):
             return [(now, e.Finished(command.call, command.instance, False, 0.0))]
         raise TypeError(f"The simulator does not know the command {command!r}.")
