@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import itertools
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -359,6 +360,35 @@ def test_a_key_makes_calls_one(tmp_path: Path) -> None:
     assert (tmp_path / "n").read_text() == "x"
     with pytest.raises(nubes.UsageError, match="every call of a map would be the same one"):
         keyed.map([str(tmp_path / "n")])
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_a_spawned_call_shares_the_work_of_one_that_was_not(tmp_path: Path, size: int) -> None:
+    runs, end = str(tmp_path / "runs"), str(tmp_path / "end")
+    keyed = app.increment_slowly.with_key(f"shared {size}")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first = pool.submit(keyed.remote, runs, end, size)
+        until(Path(runs).exists)
+        call = keyed.spawn(runs, end, size)
+        after = pool.submit(keyed.remote, runs, end, size)
+        Path(end).touch()
+        assert len(first.result()) == len(call.get()) == len(after.result()) == size
+    assert len(keyed.remote(runs, end, size)) == len(call.get()) == size
+    far = client.connect().arguments.objects.far  # where it would take long to put a large answer
+    assert Path(runs).read_text() == ("xx" if far and size > 1 else "x")
+
+
+def test_a_spawned_call_begins_anew_if_the_client_whose_work_it_shares_dies(tmp_path: Path) -> None:
+    runs, end = str(tmp_path / "runs"), str(tmp_path / "end")
+    keyed = app.increment_slowly.with_key("cancelled")
+    other = multiprocessing.get_context("fork").Process(target=keyed.remote, args=(runs, end, 1))
+    other.start()
+    until(Path(runs).exists)
+    call = keyed.spawn(runs, end, 1)
+    other.kill()
+    until(lambda: Path(runs).read_text() == "xx")
+    Path(end).touch()
+    assert call.get() == bytes(1)
 
 
 def test_a_chain_hands_results_on() -> None:

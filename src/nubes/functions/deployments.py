@@ -154,7 +154,8 @@ def _remove_functions(c: State, names: list[str], now: float) -> None:
         for f in pools(c, name):
             del c.functions[f.name]
             for call in [call for call in c.calls.values() if call.function is f]:
-                resolve(c, call, CANCELLED, f"{name!r} was stopped.", b"", now)
+                if call.id in c.calls:  # else it shared the answer of one that was just ended
+                    resolve(c, call, CANCELLED, f"{name!r} was stopped.", b"", now)
             for instance in list(f.instances.values()):
                 stop(c, instance, "its app was stopped", now)
             _forget(c, f)

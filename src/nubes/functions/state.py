@@ -16,7 +16,8 @@ from nubes.kernel.message import Command
 from nubes.kernel.policy import Policy, make
 from nubes.serving.seams import Balancing, Hedging
 
-WAITS, RETRIES = 0, -1  # what stands in for a call's instance while it is queued, or waits to be tried again
+# What stands in for a call's instance while it is queued, waits to be tried again, or waits for another's answer.
+WAITS, RETRIES, SHARES = 0, -1, -2
 
 
 class Call(CallView):

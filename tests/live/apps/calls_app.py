@@ -174,6 +174,16 @@ def increment(path: str) -> int:
 
 
 @app.function()
+def increment_slowly(path: str, until: str, size: int) -> bytes:
+    """A line for each time it runs, and `size` bytes once there is a file `until`."""
+    with open(path, "a") as file:
+        file.write("x")
+    while not Path(until).exists():
+        time.sleep(0.01)
+    return bytes(size)
+
+
+@app.function()
 def where() -> tuple[bool, int, str]:
     return nubes.is_local(), os.getpid(), os.environ["NUBES_FUNCTION"]
 

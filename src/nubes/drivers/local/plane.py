@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from nubes.drivers.local import payload, unattended, wire
 from nubes.drivers.local.journal import Journal
 from nubes.functions import events as e
+from nubes.functions.answers import followed
 from nubes.functions.controller import Functions
 from nubes.kernel.clock import Clock, WallClock
 from nubes.kernel.errors import Unavailable
@@ -53,7 +54,7 @@ class Plane:
         self.outputs: dict[int, bytes] = {}
         self.released: set[int] = set()  # calls whose arguments in shared memory nobody reads any more
         self.sinks: dict[int, Sink] = {}
-        self._shared: set[int] = set()  # plain calls that get the kept answer of another
+        self._shared: set[int] = set()  # plain calls whose answer is kept, too, for a durable one of their key
         self.watchers: dict[int, list[Sink]] = {}  # who fetches a durable call
         self.prints: Callable[[int, str, str, str], None] = lambda *_: None
         self._observers: dict[type[Any], Callable[[Any], None]] = {}
@@ -151,13 +152,16 @@ class Plane:
                 self.released.add(id)
             if call is not None and not call.keep:
                 runs_it = self.controller.instances.get(instance)
+                kept = None
                 if runs_it is None or id not in runs_it.calls:
                     pass  # that instance was given up: the call is somebody else's by now
                 elif ok and call.route:
                     self.inputs[id] = output  # the next step's input
+                elif followed(self.controller, call) and (kept := self.lasting(output)) is not None:
+                    self._shared.add(id)
                 else:
                     self.outputs[id] = output
-                self.feed(e.Finished(id, instance, ok, took, b"", pushed))
+                self.feed(e.Finished(id, instance, ok, took, kept or b"", pushed, kept is not None))
             else:
                 self.feed(
                     e.Finished(id, instance, ok, took, output if call is not None else b"", pushed, call is not None)
@@ -172,6 +176,10 @@ class Plane:
             self.feed(e.InstanceReady(instance, tuple(frame[1])))
         elif kind == wire.BROKEN:
             self.feed(e.InstanceLost(instance, "it failed to start", frame[1]))
+
+    def lasting(self, output: bytes) -> bytes | None:
+        """The answer of a plain call, such that it outlives this process; None if it cannot."""
+        return output
 
     def _printed(self, instance: int, call: int, stream: str, text: str) -> None:
         function = self.hands.function_of(instance) or "?"
