@@ -236,9 +236,22 @@ def test_generators_stream() -> None:
     for call in (app.count_to.spawn, app.count_to.map):
         with pytest.raises(nubes.UsageError, match=r"cannot be called with .* Use \.remote_gen\(\)"):
             call([3])
+    with pytest.raises(nubes.UsageError, match="what it yields is not kept"):
+        app.count_to.with_key("k")
     for wrong in (app.count_to.remote.aio(3), app.count_to.spawn.aio(3)):
         with pytest.raises(nubes.UsageError, match="cannot be called with"):
             asyncio.run(wrong)
+
+
+@pytest.mark.parametrize("ends", ["killed", "raises"])
+@pytest.mark.parametrize("size", [1, 1 << 17])
+def test_no_item_is_given_twice(tmp_path: Path, size: int, ends: str) -> None:
+    path = tmp_path / "tries"
+    items = list(app.count_in_tries.remote_gen(str(path), size, ends))
+    assert items == [bytes([number]) * size for number in range(6)]
+    assert path.read_text() == "xxx"
+    shared = Path(client.connect().shared)
+    until(lambda: not [path for path in shared.glob("seg-*") if int(path.name.split("-")[1]) != os.getpid()])
 
 
 def test_leaving_a_generator_ends_it(tmp_path: Path) -> None:

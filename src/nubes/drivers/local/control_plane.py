@@ -153,6 +153,11 @@ class ControlPlane(Plane):
             payload.discard(path)
         return kept if kept != output else None  # it is gone
 
+    def unread(self, output: bytes) -> None:
+        path = payload.segment_of(output)
+        if path and not payload.is_object(path):
+            payload.discard(path)
+
     def python(self, environment: str) -> str:
         """The interpreter of an environment."""
         if not environment:

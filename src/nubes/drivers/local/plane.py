@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from nubes.drivers.local import payload, unattended, wire
 from nubes.drivers.local.journal import Journal
+from nubes.drivers.local.streams import Streams
 from nubes.functions import events as e
 from nubes.functions.answers import followed
 from nubes.functions.controller import Functions
@@ -55,6 +56,7 @@ class Plane:
         self.released: set[int] = set()  # calls whose arguments in shared memory nobody reads any more
         self.sinks: dict[int, Sink] = {}
         self._shared: set[int] = set()  # plain calls whose answer is kept, too, for a durable one of their key
+        self.streams = Streams()
         self.watchers: dict[int, list[Sink]] = {}  # who fetches a durable call
         self.prints: Callable[[int, str, str, str], None] = lambda *_: None
         self._observers: dict[type[Any], Callable[[Any], None]] = {}
@@ -133,6 +135,8 @@ class Plane:
         self.feed(event)
 
     def _dispatch(self, command: e.Dispatch) -> None:
+        for call in command.calls:
+            self.streams.begin(call, command.instance)
         inputs = list(command.inputs)
         keep = bool(inputs)
         if not inputs or not all(inputs):
@@ -168,8 +172,10 @@ class Plane:
                 )
         elif kind == wire.YIELDED:
             sink = self.sinks.get(frame[1])
-            if sink is not None:
+            if sink is not None and self.streams.new(frame[1], instance):
                 sink.item(frame[1], frame[2])
+            else:
+                self.unread(frame[2])
         elif kind == wire.PRINTED:
             self._printed(instance, frame[1], frame[2], frame[3])
         elif kind == wire.READY:
@@ -181,6 +187,9 @@ class Plane:
         """The answer of a plain call, such that it outlives this process; None if it cannot."""
         return output
 
+    def unread(self, output: bytes) -> None:
+        """Nobody will read what an instance gave."""
+
     def _printed(self, instance: int, call: int, stream: str, text: str) -> None:
         function = self.hands.function_of(instance) or "?"
         self.prints(call, function, stream, text)
@@ -191,6 +200,7 @@ class Plane:
     def _resolve(self, command: e.Resolve) -> None:
         id = command.call
         self.inputs.pop(id, None)
+        self.streams.end(id)
         output = self.outputs.pop(id, b"")
         output = command.output or output
         released = id in self.released
