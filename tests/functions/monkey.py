@@ -424,7 +424,7 @@ class Monkey:
     def switch(self) -> None:
         seam = self.r.choice(list(self.names))
         functions = [n for app in self.specs.values() for n in app]
-        one = seam == "keep-alive" and functions and self.r.random() < 0.5
+        one = seam in ("keep-alive", "balancing", "hedging") and functions and self.r.random() < 0.5
         name = self.r.choice(self.names[seam])
         self.switched |= seam == "queueing"
         self.feed(e.PolicySet(seam, name, self.r.choice(functions) if one else ""))
