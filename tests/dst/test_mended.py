@@ -276,6 +276,18 @@ def test_a_shared_answer_is_told_once_it_is_safe() -> None:
     assert plane._shared == set()
 
 
+def test_plain_calls_of_one_key_all_get_the_answer() -> None:
+    _w, plane = serving(SPEC)
+    heard = Heard()
+    for call in (1, 2, 3):
+        plane.submit(e.Submitted(call, "a/f", False, key="k"), b"x", heard)
+    instance = max(plane.controller.instances)
+    plane.feed(e.InstanceReady(instance))
+    plane.instance_frame(instance, [wire.DONE, 1, True, 0.1, b"Pdone", "", False])
+    assert heard.results == [(call, "SUCCEEDED", b"Pdone") for call in (1, 2, 3)]
+    assert plane.outputs == {}
+
+
 def test_an_item_comes_once_from_whichever_execution_yields_it_first() -> None:
     _w, plane = serving(FunctionSpec(name="a/f", cpu=0.0, generator=True, retries=Retries(2)))
     heard = Heard()

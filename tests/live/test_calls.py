@@ -376,6 +376,19 @@ def test_a_key_makes_calls_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
+def test_calls_of_one_key_at_the_same_time_all_get_the_answer(tmp_path: Path, size: int) -> None:
+    runs, end = str(tmp_path / "runs"), str(tmp_path / "end")
+    keyed = app.increment_slowly.with_key(f"together {size}")
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(keyed.remote, runs, end, size) for _ in range(3)]
+        until(lambda: len([c for c in status()["calls"] if c["function"] == "calls/increment_slowly"]))
+        time.sleep(0.3)
+        Path(end).touch()
+        assert [len(call.result()) for call in calls] == [size] * 3
+    assert Path(runs).read_text() == "x"
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
 def test_a_spawned_call_shares_the_work_of_one_that_was_not(tmp_path: Path, size: int) -> None:
     runs, end = str(tmp_path / "runs"), str(tmp_path / "end")
     keyed = app.increment_slowly.with_key(f"shared {size}")

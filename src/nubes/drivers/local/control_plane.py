@@ -153,6 +153,9 @@ class ControlPlane(Plane):
             payload.discard(path)
         return kept if kept != output else None  # it is gone
 
+    def another(self, output: bytes) -> bytes:
+        return payload.carried(output)
+
     def unread(self, output: bytes) -> None:
         path = payload.segment_of(output)
         if path and not payload.is_object(path):

@@ -162,7 +162,10 @@ class Plane:
                     pass  # that instance was given up: the call is somebody else's by now
                 elif ok and call.route:
                     self.inputs[id] = output  # the next step's input
-                elif followed(self.controller, call) and (kept := self.lasting(output)) is not None:
+                elif not followed(self.controller, call):
+                    self.outputs[id] = output
+                    self.outputs.update((other, self.another(output)) for other in call.also)
+                elif (kept := self.lasting(output)) is not None:
                     self._shared.add(id)
                 else:
                     self.outputs[id] = output
@@ -186,6 +189,10 @@ class Plane:
 
     def lasting(self, output: bytes) -> bytes | None:
         """The answer of a plain call, such that it outlives this process; None if it cannot."""
+        return output
+
+    def another(self, output: bytes) -> bytes:
+        """The answer of a plain call for one more reader."""
         return output
 
     def unread(self, output: bytes) -> None:
