@@ -118,6 +118,13 @@ def test_policies_are_switched_live(shop: Nubes) -> None:
         == "fixed-window(keep=3m)"
     )
     assert said(shop("ps", "--json"))["policies"]["keep-alive"] == "fixed-window(keep=3m)"
+    of_one = shop("policy", "set", "balancing", "prequal", "--function", "shop/add")
+    assert of_one.stdout == "From now on prequal decides on balancing of shop/add.\n"
+    assert {f["name"]: f["balancing"] for f in said(shop("ps", "--json"))["functions"]}["shop/add"] == "prequal"
+    refused = shop("policy", "set", "queueing", "edf", "--function", "shop/add")
+    assert refused.returncode == 2
+    assert "queueing decides for all functions together" in refused.stderr
+    assert "Did you mean shop/add" in shop("policy", "set", "balancing", "prequal", "--function", "shop/ad").stderr
     rows = {(r["seam"], r["policy"]): r for r in said(shop("policy", "list", "--json"))}
     assert rows["keep-alive", "fixed-window"]["live"]
     assert rows["keep-alive", "hybrid-histogram"]["paper"]["venue"]
@@ -178,6 +185,9 @@ def test_recorded_runs_can_be_replayed_and_explained(shop: Nubes) -> None:
     why = said(shop("why", call, "--json"))
     assert (why["call"], why["function"], why["status"]) == (call, "shop/add", "SUCCEEDED")
     assert why["steps"]
+    balanced = said(shop("replay", "--keep-alive", "lru", "--balancing", "latest,prequal", "--json"))
+    assert [row["label"] for row in balanced["rows"]] == ["latest", "prequal"]
+    assert "no function says that it may run twice" in shop("replay", "--hedging", "none,tail-at-scale").stderr
     report = said(shop("replay", "--keep-alive", "fixed-window,cidre", "--html", "page.html", "--json"))
     assert [row["label"] for row in report["rows"]] == ["fixed-window", "cidre"]
     assert report["gap"]["gap"]

@@ -241,11 +241,14 @@ class Silent:
 class Heard:
     def __init__(self) -> None:
         self.results: list[tuple[int, str, bytes]] = []
+        self.items: list[bytes] = []
 
     def result(self, call: int, status: str, reason: str, output: bytes, released: bool = False) -> None:
         self.results.append((call, status, output))
 
-    def item(self, call: int, output: bytes) -> None: ...
+    def item(self, call: int, output: bytes) -> None:
+        self.items.append(output)
+
     def printed(self, call: int, function: str, stream: str, text: str) -> None: ...
 
 
@@ -271,6 +274,37 @@ def test_a_shared_answer_is_told_once_it_is_safe() -> None:
     settle(w)
     assert heard.results == [(2, "SUCCEEDED", b"Pdone")]
     assert plane._shared == set()
+
+
+def test_plain_calls_of_one_key_all_get_the_answer() -> None:
+    _w, plane = serving(SPEC)
+    heard = Heard()
+    for call in (1, 2, 3):
+        plane.submit(e.Submitted(call, "a/f", False, key="k"), b"x", heard)
+    instance = max(plane.controller.instances)
+    plane.feed(e.InstanceReady(instance))
+    plane.instance_frame(instance, [wire.DONE, 1, True, 0.1, b"Pdone", "", False])
+    assert heard.results == [(call, "SUCCEEDED", b"Pdone") for call in (1, 2, 3)]
+    assert plane.outputs == {}
+
+
+def test_an_item_comes_once_from_whichever_execution_yields_it_first() -> None:
+    _w, plane = serving(FunctionSpec(name="a/f", cpu=0.0, generator=True, retries=Retries(2)))
+    heard = Heard()
+    plane.submit(e.Submitted(1, "a/f"), b"x", heard)
+    for items in (b"abc", b"a", b"abcde"):
+        instance = max(plane.controller.instances)
+        plane.feed(e.InstanceReady(instance))
+        assert plane.controller.calls[1].instance == instance
+        for item in items:
+            plane.instance_frame(instance, [wire.YIELDED, 1, bytes([item])])
+        if items != b"abcde":
+            plane.feed(e.InstanceLost(instance))
+    plane.instance_frame(instance - 1, [wire.YIELDED, 1, b"b"])  # late
+    plane.instance_frame(instance, [wire.DONE, 1, True, 0.1, b"Pend", "", False])
+    plane.instance_frame(instance, [wire.YIELDED, 1, b"f"])
+    assert heard.items == [b"a", b"b", b"c", b"d", b"e"]
+    assert plane.streams._streams == {}
 
 
 def test_a_late_answer_of_an_instance_that_was_given_up_changes_nothing() -> None:

@@ -13,6 +13,7 @@ import pytest
 from killable import until
 
 from nubes import FunctionCall
+from nubes import client as clients
 from nubes.kernel.errors import CallFailed, InstanceDied, NubesError, Overloaded, Unavailable
 
 STATES = ("folder", "servers")
@@ -49,6 +50,19 @@ def test_many_kills_at_random_moments(plane, work, tmp_path):
         plane.start()
     for n, call in calls.items():
         assert FunctionCall.from_id(call).get(timeout=30) == n * n
+
+
+def test_a_policy_of_one_function_survives_the_control_plane(plane, work):
+    clients.connect().ask("set_policy", seam="balancing", policy="prequal", function="work/plus")
+
+    def balanced():
+        assert work.plus.remote(1) == 2
+        return {f["name"]: f["balancing"] for f in plane.status()["functions"] if f["balancing"]}
+
+    assert balanced() == {"work/plus": "prequal"}
+    plane.kill()
+    plane.start()
+    assert balanced() == {"work/plus": "prequal"}
 
 
 def test_a_waiting_client_is_told_that_the_control_plane_went_away(plane, work, tmp_path):

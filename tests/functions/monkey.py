@@ -17,6 +17,7 @@ from typing import Any
 
 from nubes.functions import events as e
 from nubes.functions import invariants
+from nubes.functions.answers import followed
 from nubes.functions.controller import Functions
 from nubes.functions.events import INNER_CALLS
 from nubes.functions.seams import (
@@ -177,6 +178,8 @@ class _Process:
 class Monkey:
     """One seeded run. `names`: the policies to draw from, by seam."""
 
+    with_key = 0.1  # how many calls have one
+
     def __init__(
         self, seed: int, names: dict[str, list[str]] | None = None, twins: bool = True, trace: bool = False
     ) -> None:
@@ -201,6 +204,7 @@ class Monkey:
         self.node_machine: dict[int, int] = {}
         self.calls: dict[int, e.Submitted] = {}  # accepted, not resolved
         self.copies = 0  # calls that were sent to a second instance
+        self.shared = 0  # plain calls that ended while a durable one waited for their answer
         self.gone: set[int] = set()  # resolved
         self.last = 0  # id of the newest call
         self.events: list[tuple[float, Any]] = []
@@ -262,14 +266,14 @@ class Monkey:
         name = r.choice([*(n for app in self.specs.values() for n in app), "a/nobody"])
         spec = next((app[name] for app in self.specs.values() if name in app), None)
         variant = f"({r.randrange(2)})" if spec and spec.kind == "class" and r.random() < 0.7 else ""
-        keep = r.random() < 0.4
         others = [n for app in self.specs.values() for n in app]
         for _ in range(r.choice([1, 1, 1, 5])):
             self.last += 1
+            keep = r.random() < 0.4
             event = e.Submitted(
                 self.last, name, keep, r.choice(["", "m"]), variant,
                 tuple(r.choices(others, k=r.randrange(1, 3))) if others and r.random() < 0.1 else (),
-                r.choice(["k1", "k2"]) if r.random() < 0.1 else "",
+                r.choice(["k1", "k2"]) if r.random() < self.with_key else "",
                 b"input" if keep else b"", r.choice(self.owners),
             )  # fmt: skip
             self.calls[event.call] = event
@@ -294,7 +298,9 @@ class Monkey:
             id, call = self.r.choice(running)
             self.processes[id].calls.discard(call)
             event = self.calls.get(call)
-            keep = event is not None and event.keep
+            shared = event is not None and call in self.c.calls and followed(self.c, self.c.calls[call])
+            self.shared += shared
+            keep = event is not None and (event.keep or (shared and self.r.random() < 0.8))
             backpressure = "db" if self.r.random() < 0.02 else ""
             self.feed(
                 e.Finished(
@@ -431,7 +437,7 @@ class Monkey:
     def switch(self) -> None:
         seam = self.r.choice(list(self.names))
         functions = [n for app in self.specs.values() for n in app]
-        one = seam == "keep-alive" and functions and self.r.random() < 0.5
+        one = seam in ("keep-alive", "balancing", "hedging") and functions and self.r.random() < 0.5
         name = self.r.choice(self.names[seam])
         self.switched |= seam == "queueing"
         self.feed(e.PolicySet(seam, name, self.r.choice(functions) if one else ""))

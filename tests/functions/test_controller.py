@@ -356,15 +356,86 @@ def test_a_call_that_could_not_be_kept_leaves_nothing_for_later_calls_of_its_key
     assert second in d.c.calls
 
 
-def test_a_durable_call_does_not_depend_on_one_that_is_not() -> None:
-    d = Desk(spec())
-    fleeting, durable = d.call("f", key="k"), d.call("f", key="k", keep=True)
-    d.ready()
-    assert d.running() == [fleeting, durable]
-    d.done(fleeting)
+def following(d: Desk) -> tuple[int, int, int, int]:
+    """A plain call that runs, others of its key before and after a durable one."""
+    fleeting, before = d.call("f", key="k", owner=1), d.call("f", key="k", owner=2)
+    durable, after = d.call("f", key="k", keep=True, input=b"own"), d.call("f", key="k", owner=2)
     assert d.c.keys["a/f", "k"] == durable
-    d(e.Restarted())
-    assert list(d.c.calls) == [durable]
+    d.ready()
+    assert d.running() == [fleeting]
+    return fleeting, before, durable, after
+
+
+def test_a_durable_call_shares_the_work_of_a_plain_one_of_its_key() -> None:
+    d = Desk(spec())
+    fleeting, before, durable, after = following(d)
+    d(e.Finished(fleeting, d.c.calls[fleeting].instance, True, 1.0, b"out", keep=True))
+    assert {r.call for r in d.of(e.Resolve) if r.output == b"out"} == {fleeting, before, durable, after}
+    assert (d.c.calls, d.c.results[durable].output, fleeting in d.c.results) == ({}, b"out", False)
+    assert d.status(d.call("f", key="k")) == SUCCEEDED
+
+
+def test_a_durable_call_needs_an_answer_that_the_log_is_told_of() -> None:
+    d = Desk(spec())
+    fleeting, before, durable, after = following(d)
+    d.done(fleeting)
+    assert [r.call for r in d.of(e.Resolve)] == [fleeting]
+    assert [(c.calls, c.inputs) for c in d.of(e.Dispatch)] == [((durable,), (b"own",))]
+    d.done(durable)
+    assert {r.call for r in d.of(e.Resolve)} == {durable, before, after}
+
+
+@pytest.mark.parametrize("leaves", [e.ClientGone(1), e.Cancelled(1), e.Restarted()])
+def test_a_durable_call_does_not_end_with_a_plain_one_of_its_key(leaves: e.ClientGone) -> None:
+    d = Desk(spec())
+    fleeting, before, durable, after = following(d)
+    d(leaves)
+    assert fleeting not in d.c.calls
+    assert d.c.calls[durable].also == (() if isinstance(leaves, e.Restarted) else (after, before))
+    d.ready()
+    assert d.running() == [durable]
+    d.done(durable)
+    assert d.status(durable) == SUCCEEDED
+
+
+def test_a_durable_call_that_could_not_be_kept_leaves_its_key_to_the_plain_one() -> None:
+    d = Desk(spec())
+    fleeting, before, durable, after = following(d)
+    d(e.Cancelled(durable, terminate=True, refused=True))
+    assert (d.c.keys, d.running()) == ({("a/f", "k"): fleeting}, [fleeting])
+    d.call("f", key="k")
+    assert d.running() == [fleeting]
+    assert d.status(after) == CANCELLED
+    assert before in d.c.aliases
+
+
+def test_a_plain_call_goes_on_without_a_durable_one_of_its_key() -> None:
+    d = Desk(spec())
+    fleeting, _, durable, after = following(d)
+    d(e.Cancelled(durable))
+    assert (d.status(durable), d.status(after), d.status(fleeting)) == (CANCELLED, CANCELLED, RUNNING)
+    d.done(fleeting)
+    assert d.status(fleeting) == SUCCEEDED
+    d(e.Removed("a"))
+
+
+def test_a_lost_instance_is_forgiven_to_a_plain_call_that_a_durable_one_waits_for() -> None:
+    d = Desk(spec())
+    fleeting, _, durable, _ = following(d)
+    for _ in range(2):
+        d(e.InstanceLost(d.c.calls[fleeting].instance))
+        d.ready()
+        assert d.running() == [fleeting]
+    d(e.InstanceLost(d.c.calls[fleeting].instance, "it was killed"))
+    assert d.reason(durable) == d.reason(fleeting) == "The instance that ran the call was lost: it was killed."
+
+
+def test_an_app_that_is_stopped_ends_all_calls_of_a_key() -> None:
+    d = Desk(spec())
+    calls = following(d)
+    d(e.Removed("a"))
+    assert {d.status(call) for call in calls} == {CANCELLED}
+    assert (d.c.calls, d.c.aliases) == ({}, {})
 
 
 def test_a_restart_forgets_keys_and_others_of_calls_that_are_not_durable() -> None:

@@ -60,6 +60,17 @@ def test_calls_that_run_twice() -> None:
     assert copies > 100
 
 
+class Keyed(Monkey):
+    """Its calls often have a key that others have, too."""
+
+    with_key = 0.7
+
+
+def test_calls_of_the_same_keys() -> None:
+    shared = sum(Keyed(40_000 + seed).run(200).shared for seed in range(40))
+    assert shared > 20
+
+
 def test_parameterisations_that_are_soon_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     forgotten = []
     monkeypatch.setattr(deployments, "VARIANT_IDLE_S", 0.1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from nubes.functions import events as e
+from nubes.functions.changes import verify_switch
 from nubes.functions.deployments import verify
 from nubes.functions.spec import Batching, Retries
 from nubes.kernel.errors import NubesError
@@ -195,6 +198,46 @@ def test_a_replica_on_probation_gets_shadows_that_nobody_waits_for() -> None:
         for at in places(d, call):
             d(e.Finished(call, at, True, 0.1), 0.05)
     assert not balancing.out
+
+
+def test_one_function_alone_is_switched_and_stays_so() -> None:
+    d = Desk(spec("f", idempotent=True, min_instances=3, concurrency=2), spec("g", idempotent=True))
+    d.ready()
+
+    def has(app: str) -> tuple[str, str]:
+        replicas = d.c.functions[app].replicas
+        made = (replicas.balancing, replicas.hedging) if replicas else (None, None)
+        return tuple(one.name if one else "" for one in made)  # type: ignore[return-value]
+
+    d(e.PolicySet("balancing", "least-loaded", "a/f"))
+    d(e.PolicySet("hedging", HEDGE, "a/f"))
+    assert (has("a/f"), has("a/g")) == (("least-loaded", "tail-at-scale"), ("", ""))
+    first, second = d.call("f"), d.call("f")
+    assert not places(d, first) & places(d, second)
+    late(d, second)
+    d(e.PolicySet("balancing", "random"))
+    assert (has("a/f")[0], has("a/g")[0]) == ("least-loaded", "random")
+    d.c = pickle.loads(pickle.dumps(d.c, 5))
+    d(e.Restarted())
+    d.deploy(spec("f", idempotent=True), spec("g", idempotent=True))
+    assert has("a/f") == ("least-loaded", "tail-at-scale")
+    d(e.Removed("a"))
+    d.deploy(spec("f", idempotent=True))
+    assert has("a/f") == ("random", "")
+
+
+def test_what_one_function_cannot_have_is_said() -> None:
+    d = hedged(hedging="", balancing="")
+    d.deploy(spec("f"), spec("once"))
+    verify_switch(d.c, "balancing", "prequal", "a/once")
+    for seam, policy, function, said in (
+        ("queueing", "edf", "a/f", "One function alone can be given its keep-alive, balancing, hedging"),
+        ("balancing", "prequal", "a/onc", "Did you mean a/once"),
+        ("hedging", HEDGE, "a/once", "Say idempotent=True if it may"),
+    ):
+        with pytest.raises(NubesError) as caught:
+            verify_switch(d.c, seam, policy, function)
+        assert said in caught.value.hint
 
 
 def test_policies_can_be_switched_while_calls_run() -> None:

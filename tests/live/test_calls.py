@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import itertools
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -235,9 +236,22 @@ def test_generators_stream() -> None:
     for call in (app.count_to.spawn, app.count_to.map):
         with pytest.raises(nubes.UsageError, match=r"cannot be called with .* Use \.remote_gen\(\)"):
             call([3])
+    with pytest.raises(nubes.UsageError, match="what it yields is not kept"):
+        app.count_to.with_key("k")
     for wrong in (app.count_to.remote.aio(3), app.count_to.spawn.aio(3)):
         with pytest.raises(nubes.UsageError, match="cannot be called with"):
             asyncio.run(wrong)
+
+
+@pytest.mark.parametrize("ends", ["killed", "raises"])
+@pytest.mark.parametrize("size", [1, 1 << 17])
+def test_no_item_is_given_twice(tmp_path: Path, size: int, ends: str) -> None:
+    path = tmp_path / "tries"
+    items = list(app.count_in_tries.remote_gen(str(path), size, ends))
+    assert items == [bytes([number]) * size for number in range(6)]
+    assert path.read_text() == "xxx"
+    shared = Path(client.connect().shared)
+    until(lambda: not [path for path in shared.glob("seg-*") if int(path.name.split("-")[1]) != os.getpid()])
 
 
 def test_leaving_a_generator_ends_it(tmp_path: Path) -> None:
@@ -359,6 +373,48 @@ def test_a_key_makes_calls_one(tmp_path: Path) -> None:
     assert (tmp_path / "n").read_text() == "x"
     with pytest.raises(nubes.UsageError, match="every call of a map would be the same one"):
         keyed.map([str(tmp_path / "n")])
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_calls_of_one_key_at_the_same_time_all_get_the_answer(tmp_path: Path, size: int) -> None:
+    runs, end = str(tmp_path / "runs"), str(tmp_path / "end")
+    keyed = app.increment_slowly.with_key(f"together {size}")
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(keyed.remote, runs, end, size) for _ in range(3)]
+        until(lambda: len([c for c in status()["calls"] if c["function"] == "calls/increment_slowly"]))
+        time.sleep(0.3)
+        Path(end).touch()
+        assert [len(call.result()) for call in calls] == [size] * 3
+    assert Path(runs).read_text() == "x"
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_a_spawned_call_shares_the_work_of_one_that_was_not(tmp_path: Path, size: int) -> None:
+    runs, end = str(tmp_path / "runs"), str(tmp_path / "end")
+    keyed = app.increment_slowly.with_key(f"shared {size}")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first = pool.submit(keyed.remote, runs, end, size)
+        until(Path(runs).exists)
+        call = keyed.spawn(runs, end, size)
+        after = pool.submit(keyed.remote, runs, end, size)
+        Path(end).touch()
+        assert len(first.result()) == len(call.get()) == len(after.result()) == size
+    assert len(keyed.remote(runs, end, size)) == len(call.get()) == size
+    far = client.connect().arguments.objects.far  # where it would take long to put a large answer
+    assert Path(runs).read_text() == ("xx" if far and size > 1 else "x")
+
+
+def test_a_spawned_call_begins_anew_if_the_client_whose_work_it_shares_dies(tmp_path: Path) -> None:
+    runs, end = str(tmp_path / "runs"), str(tmp_path / "end")
+    keyed = app.increment_slowly.with_key("cancelled")
+    other = multiprocessing.get_context("fork").Process(target=keyed.remote, args=(runs, end, 1))
+    other.start()
+    until(Path(runs).exists)
+    call = keyed.spawn(runs, end, 1)
+    other.kill()
+    until(lambda: Path(runs).read_text() == "xx")
+    Path(end).touch()
+    assert call.get() == bytes(1)
 
 
 def test_a_chain_hands_results_on() -> None:

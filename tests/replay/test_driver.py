@@ -104,6 +104,14 @@ def test_failed_attempts_are_tried_again() -> None:
     assert run(made).end.tolist() == [FAILED]
 
 
+def test_a_copy_of_a_late_call_takes_as_long_as_the_next_one() -> None:
+    made = workload([(0.0, 1.0), (5.0, 9.0), (20.0, 2.0)], seconds=40.0, spec={"min_instances": 2})
+    assert run(made, hedging="tail-at-scale(delay=3s)").ended_s.tolist() == [3.0, 14.0, 22.0]
+    hedged = run(made.idempotent(), hedging="tail-at-scale(delay=3s)")
+    assert hedged.ended_s.tolist() == [3.0, 10.0, 22.0]  # late at 8.0; the copy takes the 2 seconds of the third
+    assert hedged.started_s.tolist() == [2.0, 5.0, 20.0]
+
+
 def test_overhead_keeps_the_instance_but_is_not_execution() -> None:
     outcome = run(workload([(0.0, 1.0), (0.0, 1.0)], spec={"max_instances": 1}, overhead_s=np.array([0.5, 0.5])))
     assert outcome.ended_s.tolist() == [3.5, 5.0]

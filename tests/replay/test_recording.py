@@ -145,6 +145,40 @@ def test_other_policies_take_the_place_of_all_that_were_live(tmp_path: Path) -> 
     assert e.Deployed in kinds
 
 
+def _balanced(idempotent: bool = True) -> Recording:
+    """A run of which one function chose its own balancing, and another was switched."""
+    own = FunctionSpec(name="a/own", balancing="random", hedging="tail-at-scale" if idempotent else "")
+    own = msgspec.structs.replace(own, idempotent=idempotent)
+    log = [
+        (0.0, e.PolicySet("cold-start", "fresh")),
+        (0.0, e.PolicySet("balancing", "two-choices")),
+        (0.0, e.Deployed("a", 1, (own, FunctionSpec(name="a/f", idempotent=idempotent)))),
+        (0.0, e.PolicySet("balancing", "round-robin", "a/f")),
+        (0.0, e.Submitted(1, "a/f")),
+        (2.0, e.InstanceReady(1)),
+        (3.0, e.Finished(1, 1, True, 1.0)),
+    ]
+    return recording_of(log, "balanced")
+
+
+def test_balancing_and_hedging_stay_as_they_were_unless_others_are_named() -> None:
+    recording = _balanced()
+    stay = recording.without_policies(seams=Configuration("lru").gives_way)
+    assert [(event.policy, event.function) for _, event in stay if isinstance(event, e.PolicySet)] == [
+        ("two-choices", ""), ("round-robin", "a/f"),
+    ]  # fmt: skip
+    go = recording.without_policies(seams=Configuration(balancing="prequal").gives_way)
+    assert not [event for _, event in go if isinstance(event, e.PolicySet)]
+    (own, _) = next(event.functions for _, event in go if isinstance(event, e.Deployed))
+    assert (own.balancing, own.hedging) == ("", "tail-at-scale")
+
+
+def test_what_may_run_once_only_is_not_hedged_in_a_replay_either() -> None:
+    with pytest.raises(UsageError, match="no function says that it may run twice"):
+        replay(_balanced(idempotent=False), [Configuration(hedging="tail-at-scale")])
+    assert replay(_balanced(), [Configuration(hedging="tail-at-scale")], jobs=1).gap is not None
+
+
 def test_policies_within_the_gap_share_a_place(tmp_path: Path) -> None:
     recording = _recorded(tmp_path, "fixed-window(keep=4s)", "fresh")
     choices = [

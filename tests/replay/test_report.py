@@ -59,6 +59,18 @@ def test_labels_tell_apart_what_differs() -> None:
     assert [c.label(limited) for c in limited] == ["1 GiB", "unlimited memory"]
 
 
+def test_balancing_and_hedging_are_compared_on_a_workload_that_names_none() -> None:
+    made = load("bursty(functions=2,length=10m)")
+    report = replay(made, configurations(["no-unload"], balancing=["latest", "round-robin"]), jobs=1)  # type: ignore[arg-type]
+    assert [row.label for row in report.rows] == ["latest", "round-robin"]
+    both = configurations(["no-unload"], hedging=["none", "tail-at-scale(delay=1s,budget=1)"])
+    plain, hedged = replay(made, both, jobs=1).rows  # type: ignore[arg-type]
+    assert [plain.label, hedged.label] == ["none", "tail-at-scale(delay=1s,budget=1)"]
+    assert plain.measures != hedged.measures
+    with pytest.raises(UnknownPolicy, match="round-robin"):
+        configurations(balancing=["round-robbin"])
+
+
 def test_wrong_names_and_nothing_to_do_are_said_at_once() -> None:
     with pytest.raises(UnknownPolicy, match="fixed-window"):
         configurations(["fixd-window"])

@@ -52,7 +52,15 @@ class Function(Member, Calling[P, R]):
         return self.__nubes_raw__(*args, **kwargs)
 
     def with_key(self, key: str) -> Function[P, R]:
-        """The same function with an idempotency key: calls with the same key run once and share the answer."""
+        """The same function with an idempotency key: calls with the same key run once and share the answer.
+
+        Raises `UsageError` for generators: what they yield is not kept.
+        """
+        if self.is_generator:
+            raise UsageError(
+                f"{self.name} yields: what it yields is not kept, so calls cannot share it.",
+                "Call it without a key, or let it return a list.",
+            )
         return Function(self.__nubes_raw__, self.declared, self.deployment, key, self._route)
 
     def then(self, *following: Function[Any, Any]) -> Function[P, Any]:

@@ -25,7 +25,8 @@ def set_(
         str, typer.Argument(metavar="POLICY", help="A name, or a name with arguments: fixed-window(keep=10m).")
     ],
     function: Annotated[
-        str, typer.Option(metavar="APP/FUNCTION", help="Only for this function; keep-alive alone.")
+        str,
+        typer.Option(metavar="APP/FUNCTION", help="Only for this function; keep-alive, balancing and hedging alone."),
     ] = "",
     data: Data = None,
     json: Json = False,

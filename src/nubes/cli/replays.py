@@ -26,7 +26,9 @@ Trace = Annotated[
 Seeds = Annotated[int, typer.Option(min=1, help="How many times, with other random draws, what a trace leaves open.")]
 
 
-FUNCTION_OPTIONS = ("keep_alive", "queueing", "cold_start", "placement", "machines", "cpu", "memory")
+FUNCTION_OPTIONS = (
+    "keep_alive", "queueing", "cold_start", "placement", "balancing", "hedging", "machines", "cpu", "memory",
+)  # fmt: skip
 LLM_OPTIONS = (
     "batching", "ordering", "preemption", "retention", "speculation", "hits", "instances", "block_size", "slo", "rate",
     "until", "price",
@@ -55,6 +57,8 @@ def replay(
     queueing: Annotated[str, typer.Option(help="The same for queueing.")] = "",
     cold_start: Annotated[str, typer.Option(help="The same for cold starts.")] = "",
     placement: Annotated[str, typer.Option(help="The same for placement.")] = "",
+    balancing: Annotated[str, typer.Option(help="The same for which instance takes a call.")] = "",
+    hedging: Annotated[str, typer.Option(help="The same for copies of late calls.")] = "",
     machines: Annotated[str, typer.Option(help="Numbers of machines to compare, with commas between.")] = "1",
     cpu: Annotated[
         float | None, typer.Option(help="CPU cores that a machine gives out.", show_default="unlimited")
@@ -97,6 +101,7 @@ def replay(
         split(keep_alive) or [""], split(queueing) or [""], split(cold_start) or [""],
         inf if cpu is None else cpu, inf if memory is None else size_bytes(memory, "memory"),
         split(placement) or [""], [_machines(number) for number in split(machines)],
+        split(balancing) or [""], split(hedging) or [""],
     )  # fmt: skip
     workload = _workload(trace, data, seeds)
     with progress_bar() as progress:

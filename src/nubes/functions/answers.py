@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nubes.functions.events import CANCELLED, Resolve, Submitted
-from nubes.functions.state import Call, Result, State
+from nubes.functions.state import SHARES, WAITS, Call, Result, State
 
 RESULTS_S, RESULTS_MAX = 86_400.0, 100_000  # how long, and how many, answers of durable calls are kept
 
@@ -25,20 +25,58 @@ def known(c: State, event: Submitted) -> bool:
     return call is not None or result is not None
 
 
+def follow(c: State, call: Call, first: Call) -> None:
+    """A durable call comes while one of its key runs that is not: it gets that one's answer, or takes its place."""
+    c.calls[call.id] = call
+    c.keys[call.asked, call.key] = call.id
+    call.instance = SHARES
+    first.also += (call.id,)
+    c.aliases[call.id] = first.id
+
+
+def followed(c: State, call: Call) -> bool:
+    """Whether a durable call waits for the answer of this one, which is not."""
+    return any(id in c.calls for id in call.also)
+
+
+def heir(c: State, call: Call) -> Call | None:
+    """The durable call that waits for the answer of one that is not and will have none: all of the key now wait for it.
+
+    It is nowhere yet: it is to arrive as if it had just come.
+    """
+    following = next((c.calls[id] for id in call.also if id in c.calls), None)
+    if following is not None:
+        _unlink(c, following.id)
+        following.also += call.also
+        c.aliases.update(dict.fromkeys(call.also, following.id))
+        call.also = ()
+    return following
+
+
 def leave(c: State, alias: int) -> None:
     """One of several who wait for the same answer waits no longer; the work goes on for the others."""
+    _unlink(c, alias)
+    c.out.append(Resolve(alias, CANCELLED, "The call was cancelled."))
+
+
+def _unlink(c: State, alias: int) -> None:
     call = c.calls[c.aliases.pop(alias)]
     call.also = tuple(id for id in call.also if id != alias)
-    c.out.append(Resolve(alias, CANCELLED, "The call was cancelled."))
 
 
 def resolve(c: State, call: Call, status: str, reason: str, output: bytes, now: float) -> None:
     """The call has ended. `reason` is empty if the function itself answered."""
+    if call.instance == SHARES:
+        _unlink(c, call.id)
     del c.calls[call.id]
     c.out.append(Resolve(call.id, status, reason, output))
     for id in call.also:
         del c.aliases[id]
-        c.out.append(Resolve(id, status, reason, output))
+        if id in c.calls:
+            c.calls[id].instance = WAITS
+            resolve(c, c.calls[id], status, reason, output, now)
+        else:
+            c.out.append(Resolve(id, status, reason, output))
     if call.keep:
         for id in (call.id, *call.also):
             c.results[id] = Result(now, call.asked, status, reason, output)
@@ -47,12 +85,14 @@ def resolve(c: State, call: Call, status: str, reason: str, output: bytes, now: 
         del c.keys[call.asked, call.key]
 
 
-def forget(c: State, call: Call) -> None:
-    """Nothing is kept of a call that was resolved, as if it had never come."""
+def forget(c: State, call: Call, first: int) -> None:
+    """Nothing is kept of a call that was resolved, as if it had never come. It waited for the answer of `first`."""
     for id in (call.id, *call.also):
         c.results.pop(id, None)
     if call.key and c.keys.get((call.asked, call.key)) == call.id:
         del c.keys[call.asked, call.key]
+        if first in c.calls:
+            c.keys[call.asked, call.key] = first
 
 
 def _forget(c: State, now: float) -> None:
@@ -72,4 +112,4 @@ def disconnect(c: State) -> None:
     c.keys = {key: id for key, id in c.keys.items() if id not in c.calls or c.calls[id].keep}
     c.calls = {id: call for id, call in c.calls.items() if call.keep}
     for call in c.calls.values():
-        call.also = ()
+        call.also, call.instance = (), WAITS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nubes.functions import events as e
-from nubes.functions.answers import forget, known, leave, resolve
+from nubes.functions.answers import follow, followed, forget, heir, known, leave, resolve
 from nubes.functions.deployments import pool, remove
 from nubes.functions.events import CANCELLED, FAILED, SUCCEEDED
 from nubes.functions.hedging import late, places, recall, retract
@@ -21,6 +21,10 @@ def submitted(c: State, event: e.Submitted, now: float) -> None:
         c.out.append(e.Resolve(event.call, FAILED, f"No function {event.function!r} is deployed."))
         return
     if event.key and known(c, event):
+        return
+    first = c.calls.get(c.keys.get((f.name, event.key), -1)) if event.key else None
+    if first is not None:
+        follow(c, Call(event, f, now), first)
         return
     if f.queued >= f.spec.max_queued:
         full = (
@@ -54,16 +58,17 @@ def finished(c: State, event: e.Finished, now: float) -> None:
     elif event.ok and call.route:
         freed(c, instance, now)
         _forward(c, call, event, now)
-    else:
-        if event.ok:
-            if f.replicas is not None and f.replicas.hedging is not None:
-                f.replicas.hedging.answered(now - call.started_s, now)
-            resolve(c, call, SUCCEEDED, "", event.output, now)
-        elif call.attempt <= f.spec.retries.max_retries:
-            retry(c, call, now)
-        else:
-            resolve(c, call, FAILED, "", event.output, now)
+    elif not event.ok and call.attempt <= f.spec.retries.max_retries:
+        retry(c, call, now)
         freed(c, instance, now)
+    else:
+        if event.ok and f.replicas is not None and f.replicas.hedging is not None:
+            f.replicas.hedging.answered(now - call.started_s, now)
+        following = heir(c, call) if call.also and not event.keep else None  # the log is not told of the answer
+        resolve(c, call, SUCCEEDED if event.ok else FAILED, "", event.output, now)
+        freed(c, instance, now)
+        if following is not None:
+            arrived(c, following.function, following, now)
 
 
 def _copy_ended(c: State, call: Call, event: e.Finished, now: float) -> bool:
@@ -114,17 +119,19 @@ def retry_timer(c: State, id: int, now: float) -> None:
 
 
 def cancelled(c: State, event: e.Cancelled, now: float) -> None:
-    if event.call in c.aliases:
-        leave(c, event.call)
-    elif event.call in c.calls:
-        call = c.calls[event.call]
+    call = c.calls.get(event.call)
+    if call is not None:
+        first = c.aliases.get(call.id, -1)
         _withdraw(c, [call], event.terminate, now)
         if event.refused:
-            forget(c, call)
+            forget(c, call, first)
+    elif event.call in c.aliases:
+        leave(c, event.call)
 
 
 def client_gone(c: State, event: e.ClientGone, now: float) -> None:
-    mine = [call for call in c.calls.values() if call.owner == event.owner and not call.keep and not call.also]
+    mine = [call for call in c.calls.values() if call.owner == event.owner and not call.keep]
+    mine = [call for call in mine if not call.also or followed(c, call)]
     _withdraw(c, mine, False, now)
     for app in event.apps:
         remove(c, app, now)
@@ -132,7 +139,8 @@ def client_gone(c: State, event: e.ClientGone, now: float) -> None:
 
 
 def _withdraw(c: State, calls: list[Call], terminate: bool, now: float) -> None:
-    """Ends calls that nobody wants any more, wherever they are."""
+    """Ends calls that nobody wants any more, wherever they are; durable ones that waited for their answers begin."""
+    following = [one for call in calls if (one := heir(c, call)) is not None]
     functions = {call.function.name: call.function for call in calls}
     waiting = {call.id for call in calls if call.instance == WAITS}
     for f in functions.values():
@@ -150,3 +158,5 @@ def _withdraw(c: State, calls: list[Call], terminate: bool, now: float) -> None:
                 c.out.append(e.Interrupt(instance.id, call.id))
     for f in functions.values():
         after_stop(c, f, now)
+    for call in following:
+        arrived(c, call.function, call, now)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from math import inf
+
+import msgspec
 
 from nubes.functions import events as e
 from nubes.functions.answers import disconnect
-from nubes.functions.deployments import keep_alive_of, pools, remove, set_due, stand_ready, start_ticking
+from nubes.functions.deployments import keep_alive_of, pools, remove, set_due, stand_ready, start_ticking, verify
 from nubes.functions.disruptions import govern, switch
 from nubes.functions.instances import drop, fall_idle
 from nubes.functions.queues import enqueue, refill, waiting
-from nubes.functions.replicas import replicas_of
+from nubes.functions.replicas import own_text, replicas_of
 from nubes.functions.seams import KeepAlive
 from nubes.functions.serving import line_up, released, serve
-from nubes.functions.state import Function, State
+from nubes.functions.state import BY_FUNCTION, Function, State
+from nubes.kernel.errors import NotFound, UsageError
 
 
 def policy_set(c: State, event: e.PolicySet, now: float) -> None:
     if event.seam == "keep-alive" and event.function:
         c._make("keep-alive", event.policy)  # one that cannot be made changes nothing
-        c.chosen[event.function] = event.policy
+        c.chosen["keep-alive"][event.function] = event.policy
         for f in pools(c, event.function):
             _switch(c, f, keep_alive_of(c, f.spec), now)
     elif event.seam == "keep-alive":
@@ -36,9 +40,13 @@ def policy_set(c: State, event: e.PolicySet, now: float) -> None:
     elif event.seam == "placement":
         c.placement = c._make("placement", event.policy)
     elif event.seam in ("balancing", "hedging"):
-        setattr(c, event.seam, c._make(event.seam, event.policy))
-        for f in c.functions.values():
-            if not getattr(f.spec, event.seam):
+        made = c._make(event.seam, event.policy)
+        if event.function:
+            c.chosen[event.seam][event.function] = event.policy
+        else:
+            setattr(c, event.seam, made)
+        for f in pools(c, event.function) if event.function else c.functions.values():
+            if event.function or not own_text(c, f.spec, event.seam):
                 f.replicas = replicas_of(c, f.spec)
     elif event.seam == "disruption":
         c.disruption = c._make("disruption", event.policy)
@@ -48,6 +56,21 @@ def policy_set(c: State, event: e.PolicySet, now: float) -> None:
     elif event.seam == "cold-start":
         c.tree.policy = c._make("cold-start", event.policy)
     released(c, now)
+
+
+def verify_switch(c: State, seam: str, policy: str, function: str) -> None:
+    """Raises `UsageError` or `NotFound` if that function cannot have that policy: to be asked before it is logged."""
+    if seam not in BY_FUNCTION:
+        raise UsageError(
+            f"{seam} decides for all functions together.",
+            f"Leave --function out. One function alone can be given its {', '.join(BY_FUNCTION)}.",
+        )
+    spec = c.specs.get(function)
+    if spec is None:
+        near = get_close_matches(function, c.specs, 3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "`nubes ps` shows what is deployed."
+        raise NotFound(f"No function {function!r} is deployed.", hint)
+    verify(msgspec.structs.replace(spec, **{seam.replace("-", "_"): policy}))
 
 
 def _switch(c: State, f: Function, policy: KeepAlive, now: float) -> None:

@@ -73,7 +73,7 @@ def _forget(c: State, f: Function) -> None:
 
 def keep_alive_of(c: State, spec: FunctionSpec) -> KeepAlive:
     """What a function was switched to, or else declared with. Functions with policies of one text share one policy."""
-    text = c.chosen.get(spec.name, spec.keep_alive)
+    text = c.chosen["keep-alive"].get(spec.name, spec.keep_alive)
     if text not in c.keep_alives:
         c.keep_alives[text] = c._make("keep-alive", text)
     return c.keep_alives[text]
@@ -158,12 +158,15 @@ def remove(c: State, name: str, now: float) -> None:
 
 def _remove_functions(c: State, names: list[str], now: float) -> None:
     for name in names:
-        for table in (c.specs, c.chosen, c.due):
-            table.pop(name, None)
+        c.specs.pop(name, None)
+        c.due.pop(name, None)
+        for chosen in c.chosen.values():
+            chosen.pop(name, None)
         for f in pools(c, name):
             del c.functions[f.name]
             for call in [call for call in c.calls.values() if call.function is f]:
-                resolve(c, call, CANCELLED, f"{name!r} was stopped.", b"", now)
+                if call.id in c.calls:  # else it shared the answer of one that was just ended
+                    resolve(c, call, CANCELLED, f"{name!r} was stopped.", b"", now)
             for instance in list(f.instances.values()):
                 stop(c, instance, "its app was stopped", now)
             _forget(c, f)

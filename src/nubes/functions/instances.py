@@ -7,7 +7,7 @@ from math import inf
 
 import msgspec
 
-from nubes.functions.answers import resolve
+from nubes.functions.answers import followed, resolve
 from nubes.functions.events import FAILED, Drained, SetTimer, StopInstance
 from nubes.functions.hedging import places, retract
 from nubes.functions.queues import enqueue, head
@@ -240,8 +240,9 @@ def requeue(
     for call in reversed(calls):
         began = counts and (call is first or not one_by_one(instance.function))
         retries = call.function.spec.retries.max_retries
-        call.losses += began and (guilty or not call.keep)
-        if call.losses > (max(LOSSES, retries) if call.keep else retries):
+        durable = call.keep or followed(c, call)
+        call.losses += began and (guilty or not durable)
+        if call.losses > (max(LOSSES, retries) if durable else retries):
             resolve(c, call, FAILED, f"The instance that ran the call was lost: {reason}.", b"", now)
         else:
             call.attempt += began

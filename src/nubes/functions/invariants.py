@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from nubes.functions.choosing import MOST_AHEAD, covered
 from nubes.functions.instances import SHORT
 from nubes.functions.queues import waiting
-from nubes.functions.state import RETRIES, WAITS, Call, Function, Instance, State
+from nubes.functions.state import RETRIES, SHARES, WAITS, Call, Function, Instance, State
 
 
 def check(controller: State) -> list[str]:
@@ -100,6 +100,10 @@ def _calls(c: State) -> Iterator[str]:
         elif call.instance == WAITS:
             if queued.get(call.id) != f.name:
                 yield f"call {call.id}: waits for {f.name}, but is in no queue"
+        elif call.instance == SHARES:
+            first = c.calls.get(c.aliases.get(call.id, -1))
+            if not call.keep or first is None or first.keep or (first.key, first.asked) != (call.key, call.asked):
+                yield f"call {call.id}: waits for the answer of {first.id if first else 'none'}, and should not"
         elif call.instance != RETRIES:
             instance = c.instances.get(call.instance)
             if instance is None or call.id not in instance.calls:

@@ -133,13 +133,20 @@ class Replicas:
 
 def replicas_of(c: State, spec: FunctionSpec) -> Replicas | None:
     """What a function asks for, or else the cloud's; None if that is what it gets without any policy being asked."""
-    if not (spec.balancing or spec.hedging or c.hedging.copies) and c.balancing.name == USUAL:
+    balancing, hedging = own_text(c, spec, "balancing"), own_text(c, spec, "hedging")
+    if not (balancing or hedging or c.hedging.copies) and c.balancing.name == USUAL:
         return None
-    chosen: Balancing = c._make("balancing", spec.balancing or c.balancing.text)
-    hedges: Hedging = c._make("hedging", spec.hedging or c.hedging.text)
+    chosen: Balancing = c._make("balancing", balancing or c.balancing.text)
+    hedges: Hedging = c._make("hedging", hedging or c.hedging.text)
     ours = chosen if chosen.name != USUAL else None
     theirs = hedges if hedges.copies and spec.idempotent and not hedges.tied else None
     return Replicas(ours, theirs) if ours or theirs else None
+
+
+def own_text(c: State, spec: FunctionSpec, seam: str) -> str:
+    """What a function was switched to at `seam` (balancing, hedging), or declared with; "": what the cloud has."""
+    declared: str = getattr(spec, seam)
+    return c.chosen[seam].get(spec.name, declared)
 
 
 def verify_replicas(spec: FunctionSpec) -> None:

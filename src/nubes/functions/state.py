@@ -17,7 +17,9 @@ from nubes.kernel.message import Command
 from nubes.kernel.policy import Policy, make
 from nubes.serving.seams import Balancing, Hedging
 
-WAITS, RETRIES = 0, -1  # what stands in for a call's instance while it is queued, or waits to be tried again
+BY_FUNCTION = ("keep-alive", "balancing", "hedging")  # seams where each function may have a policy of its own
+# What stands in for a call's instance while it is queued, waits to be tried again, or waits for another's answer.
+WAITS, RETRIES, SHARES = 0, -1, -2
 
 
 class Call(CallView):
@@ -181,7 +183,7 @@ class State:
         self.results: OrderedDict[int, Result] = OrderedDict()  # a plain dict is slow to lose its first item
         self.keys: dict[tuple[str, str], int] = {}  # (function, idempotency key) -> its newest call
         self.aliases: dict[int, int] = {}  # call that waits for another's answer -> that one
-        self.chosen: dict[str, str] = {}  # function -> the keep-alive policy it was switched to
+        self.chosen: dict[str, dict[str, str]] = {seam: {} for seam in BY_FUNCTION}  # what functions were switched to
         self.due: dict[str, float] = {}  # function -> when its schedule comes round
         self.unsettled: dict[str, Function] = {}  # whose task control has yet to hear of what this event changed
         self.late: dict[int, float] = {}  # call -> when it is late, and may get a copy

@@ -59,7 +59,9 @@ class Job:
             if self.configuration is None:
                 workload, controls = recording.out_of_sample(), recording.controls
             else:
-                controls = recording.without_policies(capacity=not self.configuration.limited)
+                controls = recording.without_policies(not self.configuration.limited, self.configuration.gives_way)
+        elif self.configuration is not None and self.configuration.hedging:
+            workload = workload.idempotent()  # it does not tell which of its functions are
         controller = Functions() if self.configuration is None else self.configuration.controller()
         calls = max(1, workload.calls)
         return workload, simulate(workload, controller, controls=controls, progress=lambda done: tick(done / calls))
@@ -87,6 +89,12 @@ def replay(
     if not configurations:
         raise UsageError("There is nothing to compare.", "Name at least one policy: --keep-alive fixed-window,cidre.")
     live = workload.policies if isinstance(workload, Recording) else DEFAULTS
+    hedged = any(configuration.hedging for configuration in configurations)
+    if hedged and isinstance(workload, Recording) and not any(s.idempotent for s in workload.workload.specs):
+        raise UsageError(
+            "Nothing that was recorded may be hedged: no function says that it may run twice.",
+            "Say idempotent=True where that is so, or leave --hedging out.",
+        )
     configurations = [configuration.filled(live) for configuration in configurations]
     if len(set(configurations)) < len(configurations):
         raise UsageError("A configuration is named twice.", "Name each policy once.")

@@ -167,7 +167,7 @@ class _TrialJob(Job):
         c = self.configuration
         if self.candidate is None:
             return workload, simulate(workload, c.controller(), progress=lambda done: tick(done / calls))
-        chosen: dict[str, Any] = msgspec.structs.asdict(c)
+        chosen: dict[str, Any] = {name: value for name, value in msgspec.structs.asdict(c).items() if value != ""}
         chosen[self.candidate.seam.replace("-", "_")] = self.candidate.make()
         controller = Functions(**chosen)
         guard = self.candidate.guard

@@ -6,7 +6,7 @@ which instance took which call, and what each instance was forked from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import msgspec
 from nubes.drivers.local import state
 from nubes.functions import events as e
 from nubes.functions.models import TreeTimes
+from nubes.functions.state import BY_FUNCTION
 from nubes.kernel.errors import UsageError
 from nubes.kernel.log import Log
 from nubes.kernel.message import Codec
@@ -55,13 +56,19 @@ class Recording:
             ),
         )
 
-    def without_policies(self, capacity: bool = True) -> list[Timed]:
-        """The controls for a replay under other policies: those that functions chose for themselves give way too.
+    def without_policies(self, capacity: bool = True, seams: Sequence[str] = BY_FUNCTION) -> list[Timed]:
+        """The controls for a replay under other policies: at `seams` those that functions chose give way too.
 
-        Without `capacity`, what the machine had to give is left out as well.
+        Of the seams where functions may choose, those that are not in `seams` stay as they were. Without `capacity`,
+        what the machine had to give is left out as well.
         """
-        dropped = e.PolicySet if capacity else (e.PolicySet, e.MachineReady)
-        return [(at, _without_policy(event)) for at, event in self.controls if not isinstance(event, dropped)]
+        stays = [seam for seam in BY_FUNCTION if seam not in seams]
+        return [
+            (at, _without_policy(event, seams))
+            for at, event in self.controls
+            if not (isinstance(event, e.PolicySet) and event.seam not in stays)
+            and not (isinstance(event, e.MachineReady) and not capacity)
+        ]
 
 
 def is_recording(folder: Path) -> bool:
@@ -109,8 +116,9 @@ def recording_of(events: Iterable[Timed], name: str) -> Recording:
     return Recording(*fold.recorded(name))
 
 
-def _without_policy(event: Any) -> Any:
-    if isinstance(event, e.Deployed) and any(spec.keep_alive for spec in event.functions):
-        specs = tuple(msgspec.structs.replace(spec, keep_alive="") for spec in event.functions)
+def _without_policy(event: Any, seams: Sequence[str]) -> Any:
+    if isinstance(event, e.Deployed):
+        none = {seam.replace("-", "_"): "" for seam in seams}
+        specs = tuple(msgspec.structs.replace(spec, **none) for spec in event.functions)
         return msgspec.structs.replace(event, functions=specs)
     return event

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from nubes.functions.models import TreeTimes
 from nubes.functions.spec import FunctionSpec
 from nubes.kernel.errors import UsageError
@@ -57,6 +59,10 @@ class Workload:
         """The name of each function's pool of instances: its own, and its parameters if it has any."""
         variants = self.variants or ("",) * len(self.specs)
         return [spec.name + variant for spec, variant in zip(self.specs, variants, strict=True)]
+
+    def idempotent(self) -> Workload:
+        """The same workload of functions that may run twice for one call."""
+        return replace(self, specs=tuple(msgspec.structs.replace(spec, idempotent=True) for spec in self.specs))
 
     def until(self, seconds: float) -> Workload:
         """The same workload, cut off after `seconds`."""

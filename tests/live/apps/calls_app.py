@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import threading
 import time
@@ -103,6 +104,20 @@ def count_to(n: int, fail_at: int = -1) -> Iterator[int]:
         yield number
 
 
+@app.function(retries=2)
+def count_in_tries(path: str, size: int, ends: str) -> Iterator[bytes]:
+    """Counts to 6, in `size` bytes each, in three tries: the first ends after 3 items, the second after 1."""
+    with open(path, "a") as file:
+        file.write("x")
+    tries = len(Path(path).read_text())
+    for number in range(6):
+        if number == {1: 3, 2: 1}.get(tries):
+            if ends == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("lost count")
+        yield bytes([number]) * size
+
+
 @app.function()
 async def count_async(n: int) -> AsyncIterator[int]:
     for number in range(n):
@@ -171,6 +186,16 @@ def increment(path: str) -> int:
     with open(path, "a") as file:
         file.write("x")
     return len(Path(path).read_text())
+
+
+@app.function()
+def increment_slowly(path: str, until: str, size: int) -> bytes:
+    """A line for each time it runs, and `size` bytes once there is a file `until`."""
+    with open(path, "a") as file:
+        file.write("x")
+    while not Path(until).exists():
+        time.sleep(0.01)
+    return bytes(size)
 
 
 @app.function()

@@ -11,6 +11,7 @@ from typing import Any
 from nubes.drivers.local.sessions import Session, ask, specs_from
 from nubes.drivers.local.status import status_of
 from nubes.functions import events as e
+from nubes.functions.changes import verify_switch
 from nubes.kernel.errors import NotFound, Unavailable
 from nubes.kernel.policy import make
 
@@ -56,10 +57,13 @@ async def stop_app(session: Session, args: dict[str, Any]) -> dict[str, Any]:
 
 @ask
 async def set_policy(session: Session, args: dict[str, Any]) -> dict[str, Any]:
-    make(args["seam"], args["policy"])  # says so if there is none
-    session.plane.feed(e.PolicySet(args["seam"], args["policy"], args.get("function", "")))
+    seam, policy, function = args["seam"], args["policy"], args.get("function", "")
+    make(seam, policy)  # says so if there is none
+    if function:
+        verify_switch(session.plane.controller, seam, policy, function)
+    session.plane.feed(e.PolicySet(seam, policy, function))
     await _safe(session)
-    return {"seam": args["seam"], "policy": args["policy"]}
+    return {"seam": seam, "policy": policy, "function": function}
 
 
 @ask

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nubes.drivers.local import machine, wire
+from nubes.drivers.local import machine, payload, wire
 from nubes.drivers.local.environments import Environments
 from nubes.drivers.local.journal import Journal
 from nubes.drivers.local.limits import Limits
@@ -139,6 +139,23 @@ class ControlPlane(Plane):
         version = self.controller.apps.get(app, (0, (), False))[0] + 1
         self.feed(e.Deployed(app, version, specs, ephemeral))
         return version
+
+    def lasting(self, output: bytes) -> bytes | None:
+        path = payload.segment_of(output)
+        if output[:1] == b"P" or payload.is_object(path):
+            return output
+        if self.durable.far:
+            return None  # that would take a while, and all wait
+        try:
+            kept = payload.landed(payload.carried(output), self.durable)
+        except OSError:
+            return None
+        if path and kept != output:
+            payload.discard(path)
+        return kept if kept != output else None  # it is gone
+
+    def another(self, output: bytes) -> bytes:
+        return payload.carried(output)
 
     def python(self, environment: str) -> str:
         """The interpreter of an environment."""

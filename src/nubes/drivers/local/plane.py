@@ -12,7 +12,9 @@ from typing import Any, Protocol
 
 from nubes.drivers.local import disruption, payload, stayed, unattended, wire
 from nubes.drivers.local.journal import Journal
+from nubes.drivers.local.streams import Streams
 from nubes.functions import events as e
+from nubes.functions.answers import followed
 from nubes.functions.controller import Functions
 from nubes.kernel.clock import Clock, WallClock
 from nubes.kernel.errors import Unavailable
@@ -55,7 +57,8 @@ class Plane:
         self.between: set[int] = set()  # calls whose input is the output of the step before
         self.released: set[int] = set()  # calls whose arguments in shared memory nobody reads any more
         self.sinks: dict[int, Sink] = {}
-        self._shared: set[int] = set()  # plain calls that get the kept answer of another
+        self._shared: set[int] = set()  # plain calls whose answer is kept, too, for a durable one of their key
+        self.streams = Streams()
         self.watchers: dict[int, list[Sink]] = {}  # who fetches a durable call
         self.prints: Callable[[int, str, str, str], None] = lambda *_: None
         self._observers: dict[type[Any], Callable[[Any], None]] = {}
@@ -135,6 +138,8 @@ class Plane:
         self.feed(event)
 
     def _dispatch(self, command: e.Dispatch) -> None:
+        for call in command.calls:
+            self.streams.begin(call, command.instance)
         inputs = list(command.inputs)
         keep = bool(inputs)
         if not inputs or not all(inputs):
@@ -160,13 +165,19 @@ class Plane:
                 self.released.add(id)
             if call is not None and not call.keep:
                 runs_it = self.controller.instances.get(instance)
+                kept = None
                 if runs_it is None or id not in runs_it.calls:
                     self.hands.forget(output)  # that instance was given up: the call is somebody else's by now
                 elif ok and call.route:
                     near = self._hand_on(id, output)
+                elif not followed(self.controller, call):
+                    self.outputs[id] = output
+                    self.outputs.update((other, self.another(output)) for other in call.also)
+                elif (kept := self.lasting(output)) is not None:
+                    self._shared.add(id)
                 else:
                     self.outputs[id] = output
-                self.feed(e.Finished(id, instance, ok, took, b"", pushed, near=near))
+                self.feed(e.Finished(id, instance, ok, took, kept or b"", pushed, kept is not None, near))
             else:
                 if call is None:
                     self.hands.forget(output)
@@ -175,8 +186,10 @@ class Plane:
                 )
         elif kind == wire.YIELDED:
             sink = self.sinks.get(frame[1])
-            if sink is not None:
+            if sink is not None and self.streams.new(frame[1], instance):
                 sink.item(frame[1], frame[2])
+            else:
+                self.hands.forget(frame[2])
         elif kind == wire.PRINTED:
             self._printed(instance, frame[1], frame[2], frame[3])
         elif kind == wire.READY:
@@ -214,6 +227,14 @@ class Plane:
         else:
             self.hands.forget(data)
 
+    def lasting(self, output: bytes) -> bytes | None:
+        """The answer of a plain call, such that it outlives this process; None if it cannot."""
+        return output
+
+    def another(self, output: bytes) -> bytes:
+        """The answer of a plain call for one more reader."""
+        return output
+
     def _printed(self, instance: int, call: int, stream: str, text: str) -> None:
         function = self.hands.function_of(instance) or "?"
         self.prints(call, function, stream, text)
@@ -224,6 +245,7 @@ class Plane:
     def _resolve(self, command: e.Resolve) -> None:
         id = command.call
         self._spent(id)
+        self.streams.end(id)
         output = self.outputs.pop(id, b"")
         output = command.output or output
         released = id in self.released

@@ -104,6 +104,8 @@ class Oracle:
     def told_answer(self, call: int, status: str, reason: str, output: bytes) -> None:
         controller = self.world.plane.controller
         function, key, durable = self.about.get(call, ("", "", False))
+        if status == "SUCCEEDED" and not output:
+            self.say(f"call {call} was answered with nothing")
         if reason.startswith("No call of this id"):
             if call in self.accepted:
                 self.say(f"call {call} was accepted, and is not known any more")
@@ -164,7 +166,9 @@ class Oracle:
         runs = self.runs.setdefault(work, [])
         life = process.life
         for run in runs if (life, process.id) not in self.given else ():
-            may_be_another = run.life != life or run.ok is False or run.call in self.refused
+            plain = not self.about.get(run.call, ("", "", True))[2]
+            over = run.ok is False or (plain and run.call in self.resolved)  # nothing is kept of it
+            may_be_another = run.life != life or over or run.call in self.refused
             if not may_be_another and (life, run.instance) not in self.given:
                 self.say(f"call {call} is run by instance {process.id}, though instance {run.instance} did or does it")
         runs.append(Run(self.count, call, life, process.id))
@@ -177,9 +181,9 @@ class Oracle:
 
     def _work(self, call: int, process: Process) -> tuple[str, ...]:
         """What is to be done once: the steps of calls with a key are the same if the keys are."""
-        function, key, durable = self.about.get(call, ("", "", False))
+        function, key, _ = self.about.get(call, ("", "", False))
         step = process.spec.name
-        return ("key", function, key, step) if durable and key else ("call", str(call), step)
+        return ("key", function, key, step) if key else ("call", str(call), step)
 
     def interrupted(self, instance: int, call: int) -> None:
         for runs in self.runs.values():

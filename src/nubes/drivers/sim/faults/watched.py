@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,9 @@ class WatchedPlane(Plane):
     world: World
     clients: Counter[int]
     fed = 0
+
+    def lasting(self, output: bytes) -> bytes | None:
+        return output if zlib.crc32(output) % 4 else None  # its disk is full, say
 
     def feed(self, event: Event, at: float = 0.0) -> None:
         record = self.journal.log.count
