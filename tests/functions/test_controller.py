@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nubes.functions import answers, serving
+from nubes.functions import answers, instances
 from nubes.functions import events as e
 from nubes.functions.deployments import verify
 from nubes.functions.events import CANCELLED, COLD, DELAYED, FAILED, PENDING, RUNNING, SUCCEEDED, TIMED_OUT, WARM
@@ -620,7 +620,7 @@ def test_what_a_start_raised_is_told_at_once() -> None:
 
 def test_instances_kept_ahead_come_back_once_a_start_succeeds() -> None:
     d = Desk(spec(min_instances=2))
-    for _ in range(serving.START_FAILURES + 1):
+    for _ in range(instances.START_FAILURES + 1):
         for instance in d.starting():
             d(e.InstanceLost(instance, "no such file"))
     assert d.c.instances == {}

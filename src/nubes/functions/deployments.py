@@ -9,11 +9,11 @@ from nubes.functions import events as e
 from nubes.functions.answers import resolve
 from nubes.functions.disruptions import govern, verify_control
 from nubes.functions.events import CANCELLED
-from nubes.functions.instances import REPLACED, review, stop
+from nubes.functions.instances import REPLACED, ensure, review, stop
 from nubes.functions.queues import refill
 from nubes.functions.replicas import replicas_of, verify_replicas
 from nubes.functions.seams import KeepAlive
-from nubes.functions.serving import ensure, released, serve
+from nubes.functions.serving import released, serve
 from nubes.functions.spec import FunctionSpec
 from nubes.functions.state import Function, State
 from nubes.kernel.errors import UsageError

@@ -14,6 +14,7 @@ from nubes.functions.queues import enqueue, head
 from nubes.functions.state import Function, Instance, Machine, State
 
 LOSSES = 2  # instances that may be lost under a durable call before it gets an error
+START_FAILURES = 3  # starts in a row that may die before the calls that wait get an error
 REPLACED, MOVED = "a newer version is deployed", "its machine is to go"  # why instances end that did nothing wrong
 SHORT = (inf, inf, inf)  # the place in the line of one that waits for instances ahead of calls: behind all calls
 
@@ -144,6 +145,15 @@ def unsettle(c: State, f: Function) -> None:
         c.unsettled[f.name] = f
 
 
+def ensure(c: State, f: Function, now: float) -> None:
+    """Keeps the instances that the function asked to have ahead of its calls."""
+    missing = wanted(f) - len(f.instances) + going(c, f)
+    if missing <= 0 or f.failures >= START_FAILURES or not fits(c, f):
+        return
+    if start(c, f, missing, now, ahead=True) < missing:
+        wait_short(c, f)
+
+
 def wait_short(c: State, f: Function) -> None:
     """`f` gets the instances that it asked to have once all calls have theirs and there is room."""
     if not f.short:
@@ -192,6 +202,14 @@ def review(c: State, instance: Instance, reason: str, now: float) -> None:
     f.open.pop(instance.id, None)
     if not instance.load and not instance.stays():
         stop(c, instance, reason, now)
+
+
+def why_over(instance: Instance) -> str:
+    """Why an instance ends after a call."""
+    f = instance.function
+    if f.spec.single_use:
+        return "it was for one call"
+    return REPLACED if instance.version != f.version else "its machine is to go, or to shrink"
 
 
 def drained(c: State, m: Machine) -> None:

@@ -9,8 +9,20 @@ from nubes.functions.answers import resolve
 from nubes.functions.calls import SMOOTHING, retry
 from nubes.functions.events import TIMED_OUT
 from nubes.functions.hedging import retract
-from nubes.functions.instances import beyond, drained, drop, one_by_one, requeue, start, stop, unsettle, wake
-from nubes.functions.serving import START_FAILURES, after_stop, ensure, fail_waiting, freed, released
+from nubes.functions.instances import (
+    START_FAILURES,
+    beyond,
+    drained,
+    drop,
+    ensure,
+    one_by_one,
+    requeue,
+    start,
+    stop,
+    unsettle,
+    wake,
+)
+from nubes.functions.serving import after_stop, fail_waiting, freed, released
 from nubes.functions.state import Instance, State
 
 BUFFER_S = 60.0  # how often to look whether an instance that is there ahead of calls still has to be

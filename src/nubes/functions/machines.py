@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import inf
 
 from nubes.functions import events as e
-from nubes.functions.instances import MOVED, drained, drop, requeue, review, unsettle
-from nubes.functions.serving import after_stop, ensure, released, serve
+from nubes.functions.instances import MOVED, drained, drop, ensure, requeue, review, unsettle
+from nubes.functions.serving import after_stop, released, serve
 from nubes.functions.state import Machine, State
 
 

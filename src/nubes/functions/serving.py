@@ -9,13 +9,11 @@ from nubes.functions.answers import resolve
 from nubes.functions.choosing import ahead, batch_of, covered, open_for, used
 from nubes.functions.events import COLD, DELAYED, FAILED, WARM, Dispatch, SetTimer
 from nubes.functions.hedging import look_later, may_copy, others
-from nubes.functions.instances import REPLACED, SHORT, fall_idle, fits, going, start, stop, wait_short, wake, wanted
+from nubes.functions.instances import SHORT, ensure, fall_idle, fits, start, stop, wait_short, wake, why_over
 from nubes.functions.queues import enqueue, head, take
 from nubes.functions.replicas import Replicas
 from nubes.functions.state import Call, Function, Instance, Machine, State
 from nubes.kernel.units import show_bytes
-
-START_FAILURES = 3  # starts in a row that may die before the calls that wait get an error
 
 
 def arrived(c: State, f: Function, call: Call, now: float) -> None:
@@ -198,7 +196,7 @@ def freed(c: State, instance: Instance, now: float) -> None:
         f.idle += 1
         instance.machine.cpu_used -= f.cpu
         if spec.single_use or not instance.stays():
-            stop(c, instance, _over(instance), now)
+            stop(c, instance, why_over(instance), now)
             after_stop(c, f, now)
             return
     if instance.id not in f.open and instance.takes():
@@ -212,14 +210,6 @@ def freed(c: State, instance: Instance, now: float) -> None:
         released(c, now)
     if not instance.load and not instance.stopping:
         fall_idle(c, instance, now)
-
-
-def _over(instance: Instance) -> str:
-    """Why an instance ends after a call."""
-    f = instance.function
-    if f.spec.single_use:
-        return "it was for one call"
-    return REPLACED if instance.version != f.version else "its machine is to go, or to shrink"
 
 
 def _gives_way(c: State, f: Function, m: Machine) -> bool:
@@ -240,15 +230,6 @@ def after_stop(c: State, f: Function, now: float) -> None:
         serve(c, f, now)
     ensure(c, f, now)
     released(c, now)
-
-
-def ensure(c: State, f: Function, now: float) -> None:
-    """Keeps the instances that the function asked to have ahead of its calls."""
-    missing = wanted(f) - len(f.instances) + going(c, f)
-    if missing <= 0 or f.failures >= START_FAILURES or not fits(c, f):
-        return
-    if start(c, f, missing, now, ahead=True) < missing:
-        wait_short(c, f)
 
 
 def block(c: State, f: Function, now: float) -> None:

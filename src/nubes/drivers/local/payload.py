@@ -8,13 +8,11 @@ with its buffers in it.
 
 from __future__ import annotations
 
-import errno
 import io
 import itertools
 import mmap
 import os
 import pickle
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,10 @@ from typing import Any
 import cloudpickle
 import msgspec
 
-from nubes.drivers.local import objects
+from nubes.drivers.local import object_files, objects
 
 INLINE_BYTES = 64 << 10  # buffers below this travel within the pickle
 _ALIGN = 64
-_ROOM_S = 0.2  # how soon a full disk is tried again
 _names = itertools.count()
 
 
@@ -77,7 +74,7 @@ class Segments:
         if self.far:
             objects.put(path, buffers, spans)
             return path
-        _write(path, buffers, spans, self.patient)
+        object_files.write(path, buffers, spans, self.patient)
         return path
 
     def _take(self, size: int) -> tuple[str, int, mmap.mmap]:
@@ -119,24 +116,6 @@ class Segments:
             discard(path)
         self._spare.clear()
         self._used.clear()
-
-
-def _write(path: str, buffers: list[memoryview], spans: list[tuple[int, int]], patient: bool) -> None:
-    """Writes a file, whole or not at all. Who is `patient` waits for room."""
-    while True:
-        try:
-            with open(path, "wb", buffering=0) as file:
-                for (start, _), buffer in zip(spans, buffers, strict=True):
-                    file.seek(start)
-                    while buffer.nbytes:
-                        buffer = buffer[file.write(buffer) :]
-                os.fsync(file.fileno())
-            return
-        except OSError as error:
-            discard(path)
-            if not patient or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-        time.sleep(_ROOM_S)
 
 
 def discard(path: str) -> None:
