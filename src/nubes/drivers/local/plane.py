@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from nubes.drivers.local import disruption, payload, stayed, unattended, wire
+from nubes.drivers.local.inputs import Inputs
 from nubes.drivers.local.journal import Journal
 from nubes.drivers.local.streams import Streams
 from nubes.functions import events as e
@@ -20,6 +21,9 @@ from nubes.kernel.clock import Clock, WallClock
 from nubes.kernel.errors import Unavailable
 from nubes.kernel.message import Event
 from nubes.kernel.policy import SEAMS
+
+Near = tuple[tuple[int, int], ...]  # (machine, bytes that lie there) each
+NOWHERE: Near = ()
 
 
 class Sink(Protocol):
@@ -52,9 +56,8 @@ class Plane:
         self.controller: Functions
         self.clock: Clock = WallClock()
         self.now = 0.0
-        self.inputs: dict[int, bytes] = {}  # of calls that are not kept in the log
+        self.inputs = Inputs(lambda data: self.hands.forget(data))
         self.outputs: dict[int, bytes] = {}
-        self.between: set[int] = set()  # calls whose input is the output of the step before
         self.released: set[int] = set()  # calls whose arguments in shared memory nobody reads any more
         self.sinks: dict[int, Sink] = {}
         self._shared: set[int] = set()  # plain calls whose answer is kept, too, for a durable one of their key
@@ -153,37 +156,7 @@ class Plane:
     def instance_frame(self, instance: int, frame: list[Any]) -> None:
         kind = frame[0]
         if kind == wire.DONE:
-            _, id, ok, took, output, pushed, released = frame
-            call = self.controller.calls.get(id)
-            near: tuple[tuple[int, int], ...] = ()
-            if (
-                released
-                and id not in self.between
-                and self.inputs.get(id, b"")[:1] == b"S"
-                and not (call and call.copies)
-            ):
-                self.released.add(id)
-            if call is not None and not call.keep:
-                runs_it = self.controller.instances.get(instance)
-                kept = None
-                if runs_it is None or id not in runs_it.calls:
-                    self.hands.forget(output)  # that instance was given up: the call is somebody else's by now
-                elif ok and call.route:
-                    near = self._hand_on(id, output)
-                elif not followed(self.controller, call):
-                    self.outputs[id] = output
-                    self.outputs.update((other, self.another(output)) for other in call.also)
-                elif (kept := self.lasting(output)) is not None:
-                    self._shared.add(id)
-                else:
-                    self.outputs[id] = output
-                self.feed(e.Finished(id, instance, ok, took, kept or b"", pushed, kept is not None, near))
-            else:
-                if call is None:
-                    self.hands.forget(output)
-                self.feed(
-                    e.Finished(id, instance, ok, took, output if call is not None else b"", pushed, call is not None)
-                )
+            self._done(instance, *frame[1:])
         elif kind == wire.YIELDED:
             sink = self.sinks.get(frame[1])
             if sink is not None and self.streams.new(frame[1], instance):
@@ -197,35 +170,45 @@ class Plane:
         elif kind == wire.BROKEN:
             self.feed(e.InstanceLost(instance, "it failed to start", frame[1]))
 
-    def _hand_on(self, call: int, output: bytes) -> tuple[tuple[int, int], ...]:
-        """The output of a step is the input of the next; returns where it lies."""
-        self._spent(call)
-        self.inputs[call] = output
-        self.between.add(call)
-        return self.near(output)
+    def _done(
+        self, instance: int, id: int, ok: bool, took_s: float, output: bytes, pushed: str, released: bool
+    ) -> None:
+        """A call has ended on an instance. Only what is to last goes to the log with it."""
+        call = self.controller.calls.get(id)
+        if released and self.inputs.is_shared(id) and not (call and call.copies):
+            self.released.add(id)
+        logged, keep, near = b"", False, NOWHERE
+        if call is None:
+            self.hands.forget(output)  # nobody waits for it any more
+        elif call.keep:
+            logged, keep = output, True
+        elif not self._runs(instance, id):
+            self.hands.forget(output)  # that instance was given up: the call is somebody else's by now
+        elif ok and call.route:
+            self.inputs.hand_on(id, output)
+            near = self.near(output)
+        elif not followed(self.controller, call):
+            self.outputs[id] = output
+            self.outputs.update((other, self.another(output)) for other in call.also)
+        elif (kept := self.lasting(output)) is not None:
+            self._shared.add(id)
+            logged, keep = kept, True
+        else:
+            self.outputs[id] = output
+        self.feed(e.Finished(id, instance, ok, took_s, logged, pushed, keep, near))
 
-    def near(self, data: bytes) -> tuple[tuple[int, int], ...]:
-        """Where a payload lies, if there is a choice of machines: (machine, bytes) each."""
-        return stayed.near(data) if len(self.controller.machines) > 1 else ()
+    def _runs(self, instance: int, call: int) -> bool:
+        known = self.controller.instances.get(instance)
+        return known is not None and call in known.calls
 
-    def _spent(self, call: int) -> None:
-        """Nobody needs a call's input any more. What clients gave is theirs, what lay between two steps is nobody's."""
-        data = self.inputs.pop(call, b"")
-        if call in self.between:
-            self.between.discard(call)
-            self.hands.forget(data)
+    def near(self, data: bytes) -> Near:
+        """Where a payload lies, if there is a choice of machines."""
+        return stayed.near(data) if len(self.controller.machines) > 1 else NOWHERE
 
     def goes_on(self, call: int) -> bool:
         """Whether what a call gives now is for its next step alone."""
         known = self.controller.calls.get(call)
         return known is not None and bool(known.route) and not known.keep
-
-    def moved(self, call: int, data: bytes) -> None:
-        """What lay on another machine between two steps of a call is here now."""
-        if call in self.between:
-            self.inputs[call] = data
-        else:
-            self.hands.forget(data)
 
     def lasting(self, output: bytes) -> bytes | None:
         """The answer of a plain call, such that it outlives this process; None if it cannot."""
@@ -244,7 +227,7 @@ class Plane:
 
     def _resolve(self, command: e.Resolve) -> None:
         id = command.call
-        self._spent(id)
+        self.inputs.spent(id)
         self.streams.end(id)
         output = self.outputs.pop(id, b"")
         output = command.output or output

@@ -130,7 +130,7 @@ MUTATIONS = [
       "c.results[id] = Result(now, call.asked, status, reason, output)", "pass"),
     M("a key is not known again", answers.known, "return result is not None or (call is not None and call.keep)",
       "return False"),
-    M("who shares an answer gets none", Plane.instance_frame,
+    M("who shares an answer gets none", Plane._done,
       "self.outputs.update((other, self.another(output)) for other in call.also)", "pass"),
     M("a durable call runs beside a plain one of its key", calls.submitted, "if first is not None:", "if False:"),
     M("a durable call is forgotten with a plain one of its key", calls._withdraw,

@@ -164,7 +164,8 @@ class World:
         loop: Any = self.loop
         agents = WatchedAgents(
             loop, plane.feed, plane.instance_frame, self._around, lambda: False, nothing, nothing, local,
-            plane.goes_on, plane.moved, Elsewhere(self, rng(self.seed, "carrier", life)), connect=Peer, files=lambda _: {}, incarnation=life,
+            plane.goes_on, plane.inputs.moved,
+            Elsewhere(self, rng(self.seed, "carrier", life)), connect=Peer, files=lambda _: {}, incarnation=life,
         )  # fmt: skip
         agents.oracle = self.oracle
         return agents
