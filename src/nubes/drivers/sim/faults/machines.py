@@ -122,10 +122,7 @@ class Machine:
     def leave(self) -> None:
         """The agent is asked to end."""
         self.leaving = True
-        if self.life.joined:
-            self.life.leave()
-        else:
-            self.life.end(True)
+        self.life.leave()
 
     def fail(self, silently: bool) -> None:
         """The agent, and all that it started, is gone."""
@@ -137,6 +134,12 @@ class Machine:
         else:
             self.world.network.died(self.agent)
 
+    def _again(self) -> None:
+        if self.leaving:
+            self._over(True)
+        else:
+            self._live()
+
     def _live(self) -> None:
         carrier = Elsewhere(self.world, self.r)
         incarnation = self.r.getrandbits(56) + 1
@@ -147,12 +150,12 @@ class Machine:
         self._dial(self.life)
 
     def _over(self, whole: bool) -> None:
-        self.world.note(f"{self.name}:", "its agent ended" if whole or self.leaving else "its agent begins anew")
+        self.world.note(f"{self.name}:", "its agent ends" if whole or self.leaving else "its agent begins anew")
         if whole or self.leaving:
             self.fail(silently=False)
             self.world.timeline.after(self.r.random() * 6.0, self.begin)
         else:
-            self.loop.call_later(AGAIN_S, self._live)
+            self.loop.call_later(AGAIN_S, self._again)
 
     def _dial(self, life: WatchedLife) -> None:
         """Keeps a connection, as `Agent` does."""
