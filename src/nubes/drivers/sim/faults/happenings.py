@@ -157,6 +157,7 @@ class Happenings:
         if machine is not None:
             self.world.note("FAULT:", f"{machine.name} is lost")
             machine.fail(silently=self.r.random() < 0.5)
+            machine.gone = self.r.random() < 0.2
             self.world.timeline.after(self.r.choice([1.0, 6.0, 15.0]) * self.r.random(), machine.begin)
 
     def _machine_to_go(self) -> None:

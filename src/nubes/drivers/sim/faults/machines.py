@@ -89,6 +89,7 @@ class Machine:
         self.processes: list[Processes] = []  # that have not ended
         self.agent = Lifetime(0)  # its process
         self.agent.over = True
+        self.gone = False  # for good
         self.loop: VirtualLoop
         self.life: WatchedLife
         self.id = -1  # by which the control plane knows this life, if it does
@@ -111,7 +112,7 @@ class Machine:
 
     def begin(self) -> None:
         """The machine is there: its agent starts."""
-        if not self.up:
+        if not self.up and not self.gone:
             world = self.world
             self.agent = Lifetime(self.agent.number + 1)
             r = rng(world.seed, "agent", self.number, self.agent.number)
@@ -155,6 +156,7 @@ class Machine:
             self.fail(silently=False)
             self.world.timeline.after(self.r.random() * 6.0, self.begin)
         else:
+            self.world.oracle.began_anew(self)
             self.loop.call_later(AGAIN_S, self._again)
 
     def _dial(self, life: WatchedLife) -> None:
@@ -177,7 +179,7 @@ class Machine:
             end.close()
             life.end(False)
         else:
-            self.id = frame[1]
+            self.id = self.processes[-1].known_as = frame[1]
             life.connected(partial(Peer, self.loop, end), since_s)
             end.received(rest)
 

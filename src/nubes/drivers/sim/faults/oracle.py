@@ -203,6 +203,19 @@ class Oracle:
                 if left and not stood_still:
                     self.say(f"{machine.name} was given up ({reason}), and goes on with instances {left}")
 
+    def machine_joins(self) -> None:
+        names = [member.about.name for member in self.world.agents.members.values()]
+        if len(set(names)) < len(names):
+            self.say(f"one machine counts as two: {names}")
+
+    def began_anew(self, machine: Machine) -> None:
+        """An agent gave up all it had. What is short is no reason for that, nor that a connection broke."""
+        world = self.world
+        cuts = [world.network.cut_until.get(f"{way} {machine.name}", 0.0) for way in ("from", "to")]
+        disturbed_s = max(*cuts, machine.agent.stalled_until, world.life.stalled_until, world.recovered_at[1])
+        if world.up and world.plan.delay_s < 0.1 and world.timeline.now - disturbed_s > LOST_S:
+            self.say(f"the agent of {machine.name} began anew, though it was not disturbed since {disturbed_s:.3f}")
+
     # -- what control planes and agents tell each other ----------------------------------------------------------
 
     def sent(self, way: tuple[int, ...], message: bytes) -> None:

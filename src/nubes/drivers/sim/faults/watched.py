@@ -44,6 +44,8 @@ class WatchedPlane(Plane):
             oracle.given_up(event.instance)
         elif isinstance(event, e.MachineLost) and event.machine:
             oracle.machine_given_up(event.machine, event.reason)
+        elif isinstance(event, e.MachineReady) and event.machine:
+            oracle.machine_joins()
         self.world.last_record = record
         super().feed(event, at)
         self.fed += 1
