@@ -10,7 +10,7 @@ from typing import Any
 from nubes.drivers.local.sessions import Session, ask, specs_from
 from nubes.drivers.local.status import status_of
 from nubes.functions import events as e
-from nubes.kernel.errors import NotFound, Unavailable
+from nubes.kernel.errors import NotFound, Unavailable, UsageError
 from nubes.kernel.policy import make
 
 
@@ -108,6 +108,9 @@ async def drain(session: Session, args: dict[str, Any]) -> dict[str, Any]:
     if m is None:
         known = ", ".join(map(str, controller.machines)) or "none"
         raise NotFound(f"There is no machine {id}.", f"There are: {known}.")
+    agents = session.plane.agents
+    if args["undo"] and agents is not None and id in agents.members and agents.members[id].leaving:
+        raise UsageError(f"Machine {id} was told on the machine itself to leave.", "Start its agent again.")
     undo = e.MachineReady(m.cpu, int(m.memory_bytes), m.id, m.zone)
     session.plane.feed(undo if args["undo"] else e.MachineDraining(id))
     return {"machine": id, "draining": not args["undo"]}

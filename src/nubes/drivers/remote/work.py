@@ -59,6 +59,8 @@ class Work:
         self.prime = False
         self._held: dict[str, list[messages.Do]] = {}  # by the function whose files they wait for
         self._arguments: dict[int, str] = {}  # segments with those of calls
+        self._running: set[int] = set()  # instances, until they are reported lost
+        self._going = False
         self._in_order = InOrder(loop)
         self.site = site(self)
         self._hands = self.site.hands
@@ -75,7 +77,8 @@ class Work:
         elif isinstance(order, messages.Files):
             self._unpack(order)
         elif isinstance(order, messages.Bye):
-            self._leave()
+            self._going = True
+            self._go()
         elif isinstance(order.command, e.StopInstance):
             self._unhold(order.command)
             self._hands.stop(order.command)
@@ -145,6 +148,7 @@ class Work:
         if lacking:
             self._failed(command, lacking)
         elif isinstance(command, e.StartInstance):
+            self._running.add(command.instance)
             self._hands.start(command)
         elif isinstance(command, e.GrowNode):
             self.prime = order.prime
@@ -169,6 +173,14 @@ class Work:
 
     def report(self, event: Any) -> None:
         self._send(messages.Happened(event))
+        if isinstance(event, e.InstanceLost):
+            self._running.discard(event.instance)
+            self._go()
+
+    def _go(self) -> None:
+        """Leaves, if it may, once those that were stopped have ended in order."""
+        if self._going and not self._running:
+            self._leave()
 
     def frame(self, instance: int, frame: list[Any]) -> None:
         keep = False

@@ -175,7 +175,7 @@ class Happenings:
                 world.loop.call_later(self.r.random() * 4.0, self._undrained, machine.id)
 
     def _undrained(self, id: int) -> None:
-        plane = self.world.plane
+        plane, member = self.world.plane, self.world.agents.members.get(id)
         m = plane.controller.machines.get(id)
-        if m is not None:
+        if m is not None and not (member and member.leaving):
             plane.feed(e.MachineReady(m.cpu, int(m.memory_bytes), m.id, m.zone))
