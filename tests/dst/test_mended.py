@@ -147,6 +147,25 @@ def test_a_disk_that_fails_as_the_log_opens_is_named_and_nothing_is_lost() -> No
         Log(FOLDER, disk=d)
 
 
+def test_a_power_cut_while_a_damaged_log_is_mended_leaves_a_trace_of_the_damage() -> None:
+    for seed in range(60):
+        d = disk(seed)
+        filled(d, BODIES).close()
+        d.stable = dict(d.files)
+        name = min(d.files)
+        d.files[name].now[60] ^= 1
+        d.files[name].stable[60] ^= 1
+        d.crash_in = seed % 12
+        try:
+            first = Log(FOLDER, disk=d)
+            said = bool(first.findings)
+        except Crash:
+            said = False
+        d.power_cut()
+        said |= bool(Log(FOLDER, disk=d).findings)
+        assert said or any(".damaged" in name for name in d.files)
+
+
 # -- the journal and the clock -----------------------------------------------------------------------------------------
 
 
@@ -199,7 +218,7 @@ class Told(SimSession):
     """A session that only notes what it says."""
 
     def __init__(self, w: World) -> None:
-        _, far = w.network.connect("client", w.timeline.life)
+        _, far = w.network.connect("client", None, w.life)
         super().__init__(w, far, 1)
         self.said: list[list[Any]] = []
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from nubes.drivers.local import payload
+from nubes.drivers.local.inputs import Inputs
 from nubes.drivers.remote import listener, messages
 from nubes.drivers.remote.agents import Agents
 from nubes.functions import events as e
@@ -22,7 +23,7 @@ ABOUT = messages.About(77, "east", 4.0, 1 << 30, "a")
 def agents(loop: asyncio.AbstractEventLoop, fed: list[Any], folder: Path) -> Agents:
     segments = payload.Segments(str(folder))
     nothing: Any = lambda *_: None  # noqa: E731
-    return Agents(loop, fed.append, nothing, nothing, lambda: False, segments, segments, None, nothing, nothing)
+    return Agents(loop, fed.append, nothing, nothing, lambda: False, segments, segments, None, nothing, Inputs(nothing))
 
 
 def test_a_machine_that_was_given_up_does_not_come_back_as_if_nothing_had_been(tmp_path: Path) -> None:

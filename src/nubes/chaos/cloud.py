@@ -156,16 +156,22 @@ class Cloud:
             client.close()
 
     def settle(self, within_s: float) -> list[str]:
-        """Has every accepted call fetched once more; what went wrong."""
+        """Has every accepted call fetched once more, each within so long; what went wrong."""
         argv = [sys.executable, "-m", "nubes.chaos.settle", str(self.folder), str(within_s)]
         with self._out("settle").open("wb") as out:
-            try:
-                code = subprocess.run(
-                    argv, env=self._env(), stdout=out, stderr=out, timeout=within_s * 2 + 60, check=False
-                )
-            except subprocess.TimeoutExpired:
+            look = subprocess.Popen(argv, env=self._env(), stdout=out, stderr=out)
+        written = self.folder / "journals" / "last.jsonl"
+        seen, since = -1, time.monotonic()
+        while look.poll() is None:
+            size = written.stat().st_size if written.exists() else 0
+            if size != seen:
+                seen, since = size, time.monotonic()
+            elif time.monotonic() - since > within_s * 2 + 60:
+                look.kill()
+                look.wait()
                 return ["the last look at all answers did not come to an end"]
-        if code.returncode:
+            time.sleep(0.1)
+        if look.returncode:
             return [f"the last look at all answers failed: {self._out('settle').read_text().strip()}"]
         return []
 

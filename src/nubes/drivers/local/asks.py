@@ -12,7 +12,7 @@ from nubes.drivers.local.sessions import Session, ask, specs_from
 from nubes.drivers.local.status import status_of
 from nubes.functions import events as e
 from nubes.functions.changes import verify_switch
-from nubes.kernel.errors import NotFound, Unavailable
+from nubes.kernel.errors import NotFound, Unavailable, UsageError
 from nubes.kernel.policy import make
 
 
@@ -113,6 +113,9 @@ async def drain(session: Session, args: dict[str, Any]) -> dict[str, Any]:
     if m is None:
         known = ", ".join(map(str, controller.machines)) or "none"
         raise NotFound(f"There is no machine {id}.", f"There are: {known}.")
+    agents = session.plane.agents
+    if args.get("undo") and agents is not None and id in agents.members and agents.members[id].leaving:
+        raise UsageError(f"Machine {id} was told on the machine itself to leave.", "Start its agent again.")
     undo = e.MachineReady(m.cpu, int(m.memory_bytes), m.id, m.zone)
     session.plane.feed(undo if args.get("undo") else e.MachineDraining(id, args.get("within_s", inf)))
     return {"machine": id, "draining": not args.get("undo")}

@@ -92,7 +92,7 @@ class ControlPlane(Plane):
             segments = Segments(str(self.shared), keep=False)
             self.agents = hands = Agents(
                 loop, self.feed, self.instance_frame, self.around, prime, segments, self.durable, local, self.goes_on,
-                self.inputs.moved, self.carrier,
+                self.inputs, self.carrier,
             )  # fmt: skip
             self.listener = Listener(loop, bind(self.address), token_of(self.folder), self._welcome)
             (self.folder / "agents").write_text(f"{self.listener.port}\n")  # for those who let the system choose

@@ -12,6 +12,7 @@ import msgspec
 from nubes.drivers.local import payload
 from nubes.drivers.local.objects import is_url
 
+MARK = b"L"
 LEAST_BYTES = 1 << 20  # below this, carrying it along is as good
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -32,12 +33,12 @@ def size_of(data: bytes) -> int:
 
 def at(machine: int, size: int, data: bytes) -> bytes:
     """The payload that stands for one of `size` bytes on a machine."""
-    return b"L" + _encode((machine, size, data))
+    return MARK + _encode((machine, size, data))
 
 
 def where(data: bytes) -> tuple[int, int, bytes] | None:
     """(machine, bytes, the payload there) if it stayed."""
-    return _decode(memoryview(data)[1:]) if data[:1] == b"L" else None
+    return _decode(memoryview(data)[1:]) if data[:1] == MARK else None
 
 
 def inside(data: bytes) -> bytes:
@@ -46,10 +47,10 @@ def inside(data: bytes) -> bytes:
     return data if found is None else found[2]
 
 
-def is_away(data: bytes, machine: int) -> bool:
-    """Whether it lies on another machine than this, and is to be fetched first."""
+def is_on(data: bytes, machine: int) -> bool:
+    """Whether it stayed on that machine."""
     found = where(data)
-    return found is not None and found[0] != machine
+    return found is not None and found[0] == machine
 
 
 def near(data: bytes) -> tuple[tuple[int, int], ...]:

@@ -41,17 +41,16 @@ class Agent:
         self.carrier = carrier or Inline()
         self.tell = tell
         self._life: Life | None = None
-        self._over = False
-        self._leaving = False
+        self._leaving = False  # begins no other life
 
     async def run(self) -> None:
         """Raises `UsageError` if the control plane does not let it in, `AlreadyRunning` if the folder is in use."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         held = lock(self.folder)
         try:
-            while not self._over:
-                self._over = await self._live() or self._leaving
-                if not self._over:
+            while not self._leaving:
+                self._leaving |= await self._live()
+                if not self._leaving:
                     self.tell("the control plane is gone, or is another one; instances were ended")
                     await asyncio.sleep(AGAIN_S)
         finally:
@@ -60,14 +59,12 @@ class Agent:
     def leave(self) -> None:
         """The machine is to go: once nothing is left to do on it."""
         self._leaving = True
-        if self._life is None or not self._life.joined:
-            self.stop()
-        else:
+        if self._life is not None:
             self._life.leave()
 
     def stop(self) -> None:
         """At once."""
-        self._over = True
+        self._leaving = True
         if self._life is not None:
             self._life.end(True)
 

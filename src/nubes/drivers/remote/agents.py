@@ -12,6 +12,7 @@ import msgspec
 
 from nubes.drivers.local import payload, stayed, wire
 from nubes.drivers.local.endings import failure
+from nubes.drivers.local.inputs import Inputs
 from nubes.drivers.local.peer import Peer
 from nubes.drivers.remote import code, messages
 from nubes.drivers.remote.carrying import Carrier, Inline, InOrder
@@ -52,7 +53,7 @@ class Agents:
         durable: payload.Segments,
         local: Hands | None,
         goes_on: Callable[[int], bool],
-        moved: Callable[[int, bytes], None],
+        inputs: Inputs,
         carrier: Carrier | None = None,
         connect: Connect = Peer,
         files: Callable[[Code], dict[str, bytes]] = code.files,
@@ -76,7 +77,7 @@ class Agents:
         self.members: dict[int, Member] = {}  # by machine
         self._where: dict[int, Member] = {}  # by instance
         self._nodes: dict[int, Member] = {}  # by parent in the process tree
-        self._fetches = Fetches(loop, self._carrier, segments, moved)
+        self._fetches = Fetches(loop, self._carrier, segments, inputs, self.members)
         self._given_up: set[int] = set()  # incarnations of agents whose machine is lost: their links are of no use
         self._closed = False
         loop.call_later(messages.BEAT_S, self._look)
@@ -244,8 +245,8 @@ class Agents:
     def dispatch(self, command: e.Dispatch, keep: bool, inputs: list[bytes]) -> None:
         member = self._where.get(command.instance)
         machine = member.machine if member is not None else 0
-        away = [call for call, data in zip(command.calls, inputs, strict=True) if stayed.is_away(data, machine)]
-        begin = (lambda: self._fetches.all(command.calls, inputs, machine, self.members)) if away else None
+        away = any(data[:1] == stayed.MARK and not stayed.is_on(data, machine) for data in inputs)
+        begin = (lambda: self._fetches.for_machine(machine, command.calls, inputs)) if away else None
         self._in_order.do(("to", command.instance), begin, lambda found: self._give(command, keep, found or inputs))
 
     def _give(self, command: e.Dispatch, keep: bool, inputs: Sequence[bytes | None]) -> None:
@@ -307,7 +308,15 @@ class Agents:
             self._local.prune(command)
 
     def drained(self, command: e.Drained) -> None:
-        member = self.members.get(command.machine)
+        """A machine that was told to leave may do so, once what stayed there is here."""
+        coming = self._fetches.home(command.machine)
+        if coming:
+            asyncio.gather(*coming).add_done_callback(lambda _: self._bye(command.machine))
+        else:
+            self._bye(command.machine)
+
+    def _bye(self, machine: int) -> None:
+        member = self.members.get(machine)
         if member is not None and member.leaving:
             self._order(member, messages.Bye())
             member.gone = True

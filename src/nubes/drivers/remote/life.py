@@ -38,8 +38,11 @@ class Life:
         self.line.connect(make, since_s)
 
     def leave(self) -> None:
-        """Asks to go: the control plane says when nothing is left to do here."""
-        self._send(messages.Leaves())
+        """Asks to go: the control plane, if it knows this life, says when nothing is left to do here."""
+        if self.joined:
+            self._send(messages.Leaves())
+        else:
+            self.end(True)
 
     def end(self, whole: bool) -> None:
         """Ends everything at once; the machine is to go if `whole`."""

@@ -76,7 +76,7 @@ class Files(msgspec.Struct, array_like=True, tag=True):
 class Fetch(msgspec.Struct, array_like=True, tag=True):
     """Control plane to agent: what stayed on your machine is needed elsewhere."""
 
-    number: int
+    call: int
     data: bytes
 
 
@@ -109,7 +109,7 @@ class Said(msgspec.Struct, array_like=True, tag=True):
 class Fetched(msgspec.Struct, array_like=True, tag=True):
     """Agent to control plane: what had stayed on its machine."""
 
-    number: int
+    call: int
     data: bytes
 
 

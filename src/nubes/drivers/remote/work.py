@@ -60,6 +60,8 @@ class Work:
         self._held: dict[str, list[messages.Do]] = {}  # by the function whose files they wait for
         self._arguments: dict[int, str] = {}  # segments with those of calls
         self._stay: set[int] = set()  # calls whose large outputs stay here
+        self._running: set[int] = set()  # instances, until they are reported lost
+        self._going = False
         self._in_order = InOrder(loop)
         self.site = site(self)
         self._hands = self.site.hands
@@ -76,11 +78,12 @@ class Work:
         elif isinstance(order, messages.Files):
             self._unpack(order)
         elif isinstance(order, messages.Fetch):
-            self._send(messages.Fetched(order.number, self._carrier.pack(order.data, "")))
+            self._send(messages.Fetched(order.call, self._carrier.pack(order.data, "")))
         elif isinstance(order, messages.Forget):
             stayed.drop(order.data)
         elif isinstance(order, messages.Bye):
-            self._leave()
+            self._going = True
+            self._go()
         elif isinstance(order.command, e.StopInstance):
             self._unhold(order.command)
             self._hands.stop(order.command)
@@ -152,6 +155,7 @@ class Work:
         if lacking:
             self._failed(command, lacking)
         elif isinstance(command, e.StartInstance):
+            self._running.add(command.instance)
             self._hands.start(command)
         elif isinstance(command, e.GrowNode):
             self.prime = order.prime
@@ -176,6 +180,14 @@ class Work:
 
     def report(self, event: Any) -> None:
         self._send(messages.Happened(event))
+        if isinstance(event, e.InstanceLost):
+            self._running.discard(event.instance)
+            self._go()
+
+    def _go(self) -> None:
+        """Leaves, if it may, once those that were stopped have ended in order."""
+        if self._going and not self._running:
+            self._leave()
 
     def frame(self, instance: int, frame: list[Any]) -> None:
         keep, size = False, 0

@@ -157,6 +157,7 @@ class Happenings:
         if machine is not None:
             self.world.note("FAULT:", f"{machine.name} is lost")
             machine.fail(silently=self.r.random() < 0.5)
+            machine.gone = self.r.random() < 0.2
             self.world.timeline.after(self.r.choice([1.0, 6.0, 15.0]) * self.r.random(), machine.begin)
 
     def _machine_to_go(self) -> None:
@@ -174,7 +175,7 @@ class Happenings:
                 world.loop.call_later(self.r.random() * 4.0, self._undrained, machine.id)
 
     def _undrained(self, id: int) -> None:
-        plane = self.world.plane
+        plane, member = self.world.plane, self.world.agents.members.get(id)
         m = plane.controller.machines.get(id)
-        if m is not None:
+        if m is not None and not (member and member.leaving):
             plane.feed(e.MachineReady(m.cpu, int(m.memory_bytes), m.id, m.zone))

@@ -175,7 +175,7 @@ def who_leaves_goes(world: World) -> Iterator[str]:
 def what_was_sent_has_come(world: World) -> Iterator[str]:
     """Between the control plane and the agents that live."""
     before_s = world.timeline.now - ORPHANED_S
-    for machine in world.machines[1:]:
+    for machine in [machine for machine in world.machines[1:] if machine.up]:
         for way in (machine.life.incarnation,), (world.life.number, machine.life.incarnation):
             if overdue := world.oracle.overdue(way, before_s):
                 yield f"{overdue} messages between the control plane and {machine.name} did not come"

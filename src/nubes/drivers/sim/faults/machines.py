@@ -89,6 +89,7 @@ class Machine:
         self.processes: list[Processes] = []  # that have not ended
         self.agent = Lifetime(0)  # its process
         self.agent.over = True
+        self.gone = False  # for good
         self.loop: VirtualLoop
         self.life: WatchedLife
         self.id = -1  # by which the control plane knows this life, if it does
@@ -111,7 +112,7 @@ class Machine:
 
     def begin(self) -> None:
         """The machine is there: its agent starts."""
-        if not self.up:
+        if not self.up and not self.gone:
             world = self.world
             self.agent = Lifetime(self.agent.number + 1)
             r = rng(world.seed, "agent", self.number, self.agent.number)
@@ -122,10 +123,7 @@ class Machine:
     def leave(self) -> None:
         """The agent is asked to end."""
         self.leaving = True
-        if self.life.joined:
-            self.life.leave()
-        else:
-            self.life.end(True)
+        self.life.leave()
 
     def fail(self, silently: bool) -> None:
         """The agent, and all that it started, is gone."""
@@ -137,6 +135,12 @@ class Machine:
         else:
             self.world.network.died(self.agent)
 
+    def _again(self) -> None:
+        if self.leaving:
+            self._over(True)
+        else:
+            self._live()
+
     def _live(self) -> None:
         carrier = Elsewhere(self.world, self.r)
         incarnation = self.r.getrandbits(56) + 1
@@ -147,12 +151,13 @@ class Machine:
         self._dial(self.life)
 
     def _over(self, whole: bool) -> None:
-        self.world.note(f"{self.name}:", "its agent ended" if whole or self.leaving else "its agent begins anew")
+        self.world.note(f"{self.name}:", "its agent ends" if whole or self.leaving else "its agent begins anew")
         if whole or self.leaving:
             self.fail(silently=False)
             self.world.timeline.after(self.r.random() * 6.0, self.begin)
         else:
-            self.loop.call_later(AGAIN_S, self._live)
+            self.world.oracle.began_anew(self)
+            self.loop.call_later(AGAIN_S, self._again)
 
     def _dial(self, life: WatchedLife) -> None:
         """Keeps a connection, as `Agent` does."""
@@ -174,7 +179,7 @@ class Machine:
             end.close()
             life.end(False)
         else:
-            self.id = frame[1]
+            self.id = self.processes[-1].known_as = frame[1]
             life.connected(partial(Peer, self.loop, end), since_s)
             end.received(rest)
 

@@ -50,6 +50,7 @@ class Oracle:
         self.runs: dict[tuple[str, ...], list[Run]] = {}
         self.given: set[tuple[int, int]] = set()  # (life, instance) that the control plane has given up
         self.count = 0
+        self._heard: set[tuple[int, int]] = set()  # (instance, call) whose answer has come, and is not counted yet
         self._ways: dict[tuple[int, ...], deque[tuple[float, bytes]]] = {}  # messages between lives, until they came
         self._plain: dict[int, int] = {}  # plain calls that were answered -> how often
         self._safe = 0
@@ -191,7 +192,19 @@ class Oracle:
                 if run.instance == instance and run.life == self.world.life.number and run.ok is None:
                     run.ok = False
 
+    def answer_came(self, instance: int, call: int) -> None:
+        """From another machine. What it answered may take a while yet."""
+        self._heard.add((instance, call))
+
+    def instance_lost(self, instance: int, reason: str) -> None:
+        """Whatever it answered before counts, if it could be had."""
+        unheard = [call for one, call in self._heard if one == instance]
+        if unheard and not reason.startswith("what it answered could not be had"):
+            self.say(f"instance {instance} is lost ({reason}), though its answers to {unheard} had come")
+        self.given_up(instance)
+
     def given_up(self, instance: int) -> None:
+        self._heard = {one for one in self._heard if one[0] != instance}
         self.given.add((self.world.life.number, instance))
 
     def machine_given_up(self, id: int, reason: str) -> None:
@@ -206,6 +219,19 @@ class Oracle:
                 left = [p.id for p in started if processes.known_as == id and not p.ending]
                 if left and not stood_still:
                     self.say(f"{machine.name} was given up ({reason}), and goes on with instances {left}")
+
+    def machine_joins(self) -> None:
+        names = [member.about.name for member in self.world.agents.members.values()]
+        if len(set(names)) < len(names):
+            self.say(f"one machine counts as two: {names}")
+
+    def began_anew(self, machine: Machine) -> None:
+        """An agent gave up all it had. What is short is no reason for that, nor that a connection broke."""
+        world = self.world
+        cuts = [world.network.cut_until.get(f"{way} {machine.name}", 0.0) for way in ("from", "to")]
+        disturbed_s = max(*cuts, machine.agent.stalled_until, world.life.stalled_until, world.recovered_at[1])
+        if world.up and world.plan.delay_s < 0.1 and world.timeline.now - disturbed_s > LOST_S:
+            self.say(f"the agent of {machine.name} began anew, though it was not disturbed since {disturbed_s:.3f}")
 
     # -- what control planes and agents tell each other ----------------------------------------------------------
 
@@ -230,6 +256,8 @@ class Oracle:
         if kind == "Submitted":
             self.submitted[event.call] = record
             self.about[event.call] = (event.function, event.key, event.keep)
+        elif kind == "Finished":
+            self._heard.discard((event.instance, event.call))
         elif kind == "Deployed":
             self.deployed[event.version] = record
 
@@ -240,6 +268,7 @@ class Oracle:
 
     def forget(self, count: int) -> None:
         """A crash left so many records. What was behind them never was."""
+        self._heard.clear()
         del self.lineage[count:]
         for table in (self.submitted, self.resolved, self.deployed):
             for key in [key for key, record in table.items() if record >= count]:

@@ -6,6 +6,7 @@ import zlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from nubes.drivers.local import wire
 from nubes.drivers.local.plane import Plane
 from nubes.drivers.remote import messages
 from nubes.drivers.remote.agents import Agents, Member
@@ -45,9 +46,11 @@ class WatchedPlane(Plane):
         oracle = self.world.oracle
         oracle.feeds(event, record)
         if isinstance(event, e.InstanceLost):
-            oracle.given_up(event.instance)
+            oracle.instance_lost(event.instance, event.reason)
         elif isinstance(event, e.MachineLost) and event.machine:
             oracle.machine_given_up(event.machine, event.reason)
+        elif isinstance(event, e.MachineReady) and event.machine:
+            oracle.machine_joins()
         self.world.last_record = record
         super().feed(event, at)
         self.fed += 1
@@ -66,6 +69,11 @@ class WatchedAgents(Agents):
             self.oracle.world.note(f"order for {member.about.name}:", order)
         super()._order(member, order)
 
+    def _frame_of(self, member: Member, news: messages.Said) -> None:
+        if news.frame[0] == wire.DONE and self._where.get(news.instance) is member:
+            self.oracle.answer_came(news.instance, news.frame[1])
+        super()._frame_of(member, news)
+
     def _said(self, machine: int, message: bytes) -> None:
         if machine in self.members:
             self.oracle.got((self.members[machine].about.incarnation,), message)
@@ -76,6 +84,12 @@ class WatchedLife(Life):
     """The same, of an agent."""
 
     oracle: Oracle
+
+    def end(self, whole: bool) -> None:
+        hands: Any = self.work.site.hands
+        if whole and hands.instances:
+            self.oracle.say(f"an agent leaves, and instances {sorted(hands.instances)} have not ended yet")
+        super().end(whole)
 
     def _said(self, message: bytes) -> None:
         self.oracle.got((self.line.other, self.incarnation), message)

@@ -14,27 +14,25 @@ from typing import Any
 
 import msgspec
 
-from nubes.drivers.local import payload, wire
 from nubes.drivers.local.journal import Journal
 from nubes.drivers.local.state import State
-from nubes.drivers.remote import messages
 from nubes.drivers.remote.messages import LOST_S
 from nubes.drivers.sim.faults import plan as plans
 from nubes.drivers.sim.faults.clients import Client
 from nubes.drivers.sim.faults.disk import Crash, SimDisk
+from nubes.drivers.sim.faults.fleet import hands, visited
 from nubes.drivers.sim.faults.happenings import FOLDER, Happenings
 from nubes.drivers.sim.faults.invariants import END, EVENT, INVARIANTS, ORPHANED_S, RECOVERY, disagreements
 from nubes.drivers.sim.faults.loop import Clocks, Lifetime, Timeline, VirtualLoop
-from nubes.drivers.sim.faults.machines import Elsewhere, Machine
-from nubes.drivers.sim.faults.network import Endpoint, Network, Peer
+from nubes.drivers.sim.faults.machines import Machine
+from nubes.drivers.sim.faults.network import Endpoint, Network
 from nubes.drivers.sim.faults.oracle import Oracle
-from nubes.drivers.sim.faults.processes import Processes
 from nubes.drivers.sim.faults.sessions import SimSession
 from nubes.drivers.sim.faults.watched import WatchedAgents, WatchedLog, WatchedPlane
 from nubes.functions import events as e
 from nubes.functions.spec import FunctionSpec
 from nubes.kernel.clock import WallClock
-from nubes.kernel.errors import LogCorrupt, Unavailable, UsageError
+from nubes.kernel.errors import LogCorrupt, Unavailable
 from nubes.kernel.message import Codec
 from nubes.kernel.rng import rng
 
@@ -143,7 +141,7 @@ class World:
         self.check(RECOVERY)
         fresh = not log.count
         here = self.machines[0]
-        self.agents = self._hands()
+        self.agents = hands(self)
         plane.begin(self.agents, plan.policies, e.MachineReady(here.cpu, here.memory_bytes))
         plane.observe(e.Resolve, lambda command: oracle.resolves(command.call, log.count - 1))
         plane.observe(e.StopInstance, lambda command: oracle.given_up(command.instance))
@@ -153,26 +151,6 @@ class World:
         else:
             self.specs = dict(plane.controller.specs)
         self.up = True
-
-    def _hands(self) -> WatchedAgents:
-        """Those of the control plane: its own machine's processes, and agents."""
-        plane, here, life = self.plane, self.machines[0], self.life.number
-        specs, nothing = plane.controller.specs, payload.Segments("")
-        local = Processes(
-            self, here, self.loop, None, specs, plane.feed, plane.instance_frame, lambda: life
-        )  # fmt: skip
-        loop: Any = self.loop
-        agents = WatchedAgents(
-            loop, plane.feed, plane.instance_frame, self._around, lambda: False, nothing, nothing, local,
-            plane.goes_on, plane.inputs.moved,
-            Elsewhere(self, rng(self.seed, "carrier", life)), connect=Peer, files=lambda _: {}, incarnation=life,
-        )  # fmt: skip
-        agents.oracle = self.oracle
-        return agents
-
-    def _around(self, function: str, environment: str) -> messages.Surroundings | None:
-        spec = self.plane.controller.specs.get(function) if function else FunctionSpec(name="", environment=environment)
-        return messages.Surroundings(spec, {}, {}, "") if spec is not None else None
 
     def _begin_anew(self) -> None:
         """The log is lost, and that was said: an empty disk takes the place of the other."""
@@ -220,21 +198,8 @@ class World:
         return near
 
     def visited(self, machine: Machine) -> Endpoint | None:
-        """An agent connects, if there is somebody. It says who it is, and is let in or told why not."""
-        if not self.up:
-            return None
-        near, far = self.network.connect(machine.name, machine.agent, self.life)
-        agents = self.agents
-
-        def greeted(frame: list[Any]) -> None:
-            try:
-                agents.join(frame[1], far)
-            except UsageError as error:
-                far.send(wire.pack(messages.REFUSED, error.message, error.hint))
-                far.close()
-
-        Peer(self.loop, far, greeted, lambda: None)
-        return near
+        """An agent connects, if there is somebody."""
+        return visited(self, machine)
 
     def new_functions(self) -> tuple[FunctionSpec, ...]:
         """The app once more, its functions of other kinds, but of the same sizes."""
