@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nubes.drivers.local import payload, wire
+from nubes.drivers.local.inputs import Inputs
 from nubes.drivers.remote import agent as agent_module
 from nubes.drivers.remote import messages
 from nubes.drivers.remote.agents import Agents
@@ -230,7 +231,7 @@ def test_an_answer_that_takes_long_to_come_is_heard_before_the_end_of_its_instan
     c, happened = Clocked(), list[Any]()
     agents = Agents(
         c.loop, happened.append, lambda _, frame: happened.append(frame[0]), lambda *_: AROUND, lambda: False,
-        Place.segments, Place.segments, None, Slow(), connect=lambda *_: Way(), incarnation=1,
+        Place.segments, Place.segments, None, lambda _: False, Inputs(lambda _: None), Slow(), connect=lambda *_: Way(), incarnation=1,
     )  # fmt: skip
     agents.join(messages.encode(messages.About(5, "m", 1.0, 1 << 30)), None)
     agents.start(e.StartInstance(1, "a/f", "", 0, machine=1))

@@ -104,7 +104,7 @@ MUTATIONS = [
     M("an agent's lease never ends", Life._beat, "> messages.LEASE_S", "> 1e9"),
     M("a lease counts what the agent hears", Life._beat, "self.line.known_s", "self.line.heard_s"),
     M("instances outlive the life of their agent", Life.end, "self.work.close()", "pass"),
-    M("who may go does not", Agents.drained, "self._order(member, messages.Bye())", "pass"),
+    M("who may go does not", Agents._bye, "self._order(member, messages.Bye())", "pass"),
     M("a silent machine is never given up", Agents._look, "> messages.LOST_S", "> 1e9"),
     M("a machine is given up before its agent knows", Agents._look, "> messages.LOST_S", "> messages.LEASE_S - 2.0"),
     M("a machine that was given up may come back", Agents.join, "if about.incarnation in self._given_up:", "if False:"),
