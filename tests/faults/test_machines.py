@@ -125,6 +125,21 @@ def test_what_a_step_gave_is_fetched_if_the_next_one_runs_elsewhere(segments, pl
     until(lambda: not segments(), 5, "nothing is left of them")
 
 
+def test_what_stayed_on_a_machine_that_leaves_comes_along(segments, plane, work, join):
+    one = join("one", cpu=1)
+    join("two", cpu=2)
+    occupied = work.occupy.spawn(3.0)
+    until(running, 20, "the second machine has no CPU left")
+    with ThreadPoolExecutor() as threads:
+        call = threads.submit(work.make.then(work.measured_elsewhere).remote, 2)
+        until(lambda: any(f["name"] == "work/measured_elsewhere" and f["queued"] for f in ask("status")["functions"]))
+        one.send(signal.SIGTERM)
+        assert one.process.wait(20) == 0
+        assert call.result(timeout=30) == (2 << 20, False)
+    occupied.get(timeout=20)
+    until(lambda: not segments(), 5, "nothing is left of it")
+
+
 @pytest.mark.slow
 def test_a_call_whose_input_was_lost_between_two_steps_says_so(segments, plane, work, join):
     one = join("one", cpu=1)

@@ -282,11 +282,7 @@ class Agents:
             self._local.interrupt(command)
 
     def forget(self, data: bytes) -> None:
-        found = stayed.where(data)
-        if found is None:
-            stayed.drop(data)
-        elif found[0] in self.members:
-            self._order(self.members[found[0]], messages.Forget(found[2]))
+        self._fetches.forget(data)
 
     def grow(self, command: e.GrowNode) -> None:
         if not command.machine and self._local is not None:
@@ -309,11 +305,7 @@ class Agents:
 
     def drained(self, command: e.Drained) -> None:
         """A machine that was told to leave may do so, once what stayed there is here."""
-        coming = self._fetches.home(command.machine)
-        if coming:
-            asyncio.gather(*coming).add_done_callback(lambda _: self._bye(command.machine))
-        else:
-            self._bye(command.machine)
+        self._fetches.home(command.machine, lambda: self._bye(command.machine))
 
     def _bye(self, machine: int) -> None:
         member = self.members.get(machine)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nubes.drivers.local import payload, stayed
@@ -38,9 +38,22 @@ class Fetches:
         found = [self._found(machine, call, data) for call, data in zip(calls, inputs, strict=True)]
         return asyncio.gather(*found)
 
-    def home(self, machine: int) -> list[Found]:
-        """All that stayed on a machine, which is to go."""
-        return [self._found(0, call, data) for call, data in list(self._inputs.items()) if stayed.is_on(data, machine)]
+    def home(self, machine: int, then: Callable[[], object]) -> None:
+        """Fetches all that stayed on a machine, which is to go, and calls `then`."""
+        left = [(call, data) for call, data in self._inputs.items() if stayed.is_on(data, machine)]
+        if left:
+            coming = asyncio.gather(*(self._found(0, call, data) for call, data in left))
+            coming.add_done_callback(lambda _: then())
+        else:
+            then()
+
+    def forget(self, data: bytes) -> None:
+        """Nobody needs it any more, wherever it is."""
+        where = stayed.where(data)
+        if where is None:
+            stayed.drop(data)
+        elif where[0] in self._members:
+            self._members[where[0]].line.send(messages.encode(messages.Forget(where[2])))
 
     def _found(self, machine: int, call: int, data: bytes) -> Found:
         where = stayed.where(data)
