@@ -70,6 +70,7 @@ class App:
         keep_alive              the keep-alive policy, e.g. "hybrid-histogram"
         balancing               which instance takes a call, e.g. "prequal"
         hedging, idempotent     copies of late calls, e.g. "tail-at-scale"; only if a call may run twice
+        disruption              which instances may go at once for a deployment or a drain, e.g. "quorum(up=2)"
         scaledown_window        "5m" is short for keep_alive="fixed-window(keep=5m)"
         max_queued=100000       how many calls may wait; more are refused with Overloaded
         single_use=False        every call gets an instance of its own

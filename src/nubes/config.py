@@ -51,6 +51,7 @@ SETTINGS = (
     Setting("placement", str, "", "the placement policy"),
     Setting("balancing", str, "", "which instance takes a call: the balancing policy"),
     Setting("hedging", str, "", "copies of late calls of idempotent functions: the hedging policy"),
+    Setting("disruption", str, "", "which instances may go at once: the disruption policy"),
     Setting("cpu", float, 0.0, "CPU cores to give out; 0: all there are"),
     Setting("database", str, "", "postgresql://... for the log, dicts, queues and secrets; empty: the data folder"),
     Setting("objects", str, "", "s3://bucket/prefix for large arguments and results; empty: the data folder"),
@@ -59,7 +60,7 @@ SETTINGS = (
     Setting("agents", str, "", "HOST:PORT where agents of other machines may join; empty: nowhere"),
     Setting("memory", str, "", 'memory to give out, e.g. "8GiB"; empty: most of what there is'),
 )
-POLICIES = ("keep-alive", "queueing", "cold-start", "placement", "balancing", "hedging")
+POLICIES = ("keep-alive", "queueing", "cold-start", "placement", "balancing", "hedging", "disruption")
 
 
 def user_file() -> Path:

@@ -112,7 +112,7 @@ def test_settings_reach_the_server(nubes: Nubes, tmp_path: Path) -> None:
         assert (said["cpu"], said["memory_bytes"]) == (1.5, 2**30)
         assert said["policies"] == {
             "keep-alive": "lru", "queueing": "sjf", "cold-start": "seuss", "placement": "balanced",
-            "balancing": "latest", "hedging": "none",
+            "balancing": "latest", "hedging": "none", "disruption": "at-once",
         }  # fmt: skip
     finally:
         nubes("down")

@@ -178,6 +178,30 @@ def test_a_machine_that_leaves_finishes_what_it_runs(plane, work, join, tmp_path
     assert all((tmp_path / str(n)).read_text() == "x" for n in range(3)), "each ran once"
 
 
+def test_a_drain_waits_until_what_must_stay_up_is_up_elsewhere(plane, join):
+    kept = nubes.App("kept")
+
+    @kept.function(min_instances=2, disruption="quorum(up=2)", serialized=True)
+    def one():
+        return 1
+
+    def up(machine):
+        known = ask("status")["instances"]
+        return sum(i["function"] == "kept/one" and i["state"] != "starting" and i["machine"] == machine for i in known)
+
+    first = join("one", cpu=1) and named("one")["id"]
+    kept.deploy()
+    until(lambda: up(first) == 2, 20, "two are up")
+    ask("drain", machine=first)
+    assert named("one")["kept_by"] == ["kept/one"]
+    second = join("two", cpu=1) and named("two")["id"]
+    until(lambda: named("one")["instances"] == 0, 20, "it is drained")
+    assert up(second) == 2
+    assert one.remote() == 1
+    ask("drain", machine=second, within_s=1.0)  # nobody can take its place, and the deadline comes
+    until(lambda: named("two")["instances"] == 0, 20, "it is drained")
+
+
 def test_who_does_not_know_the_token_is_told_so(plane, tmp_path, port):
     machine = Machine(plane, tmp_path, "stranger", port, token="guessed")
     _, said = machine.process.communicate(timeout=20)

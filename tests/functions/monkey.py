@@ -17,7 +17,8 @@ from typing import Any
 
 from nubes.functions import events as e
 from nubes.functions import invariants
-from nubes.functions.controller import INNER_CALLS, Functions
+from nubes.functions.controller import Functions
+from nubes.functions.events import INNER_CALLS
 from nubes.functions.seams import (
     ColdStart,
     FunctionView,
@@ -38,7 +39,7 @@ from nubes.serving.seams import Balancing, Hedging, Probe, ReplicaView
 
 MIB = 1 << 20
 CODEC = Codec(e.EVENTS)
-SEAMS = ("keep-alive", "queueing", "cold-start", "placement", "balancing", "hedging")
+SEAMS = ("keep-alive", "queueing", "cold-start", "placement", "balancing", "hedging", "disruption")
 OURS = ("monkey", "monkey-limits")
 
 
@@ -208,6 +209,7 @@ class Monkey:
         self.owners = range(1, 5)
         self.excess = (0.0, 0.0)
         self.switched = False
+        self.asked: list[e.AskDisruption] = []  # what applications have yet to answer
 
     # -- what may happen -------------------------------------------------------------------------------------------
 
@@ -239,6 +241,7 @@ class Monkey:
             (6, self.node_ready), (2, self.node_lost), (2, self.spurious), (1, self.deploy), (0.3, self.remove),
             (1, self.switch), (0.7, self.resize), (0.4, self.restart),
             (0.8, self.machine_ready), (0.5, self.machine_drains), (0.5, self.machine_lost), (1, self.fork_twin),
+            (1, self.answer_disruption),
         ]  # fmt: skip
         r.choices([what for _, what in likely], [weight for weight, _ in likely])[0]()
 
@@ -371,6 +374,14 @@ class Monkey:
             )
         )
 
+    def answer_disruption(self) -> None:
+        """An application that was asked lets some of its instances go, and perhaps some that it was not asked of."""
+        if self.asked:
+            asked = self.asked.pop(self.r.randrange(len(self.asked)))
+            ids = [*(one.id for one in asked.pending), *self.dead[-2:]]
+            allowed = tuple(id for id in ids if self.r.random() < 0.6)
+            self.feed(e.DisruptionAnswered(asked.function + asked.variant, asked.offer, allowed))
+
     def spec(self, name: str) -> FunctionSpec:
         r = self.r
         batching = Batching(r.choice([2, 3]), r.choice([0.0, 0.5])) if r.random() < 0.2 else None
@@ -397,6 +408,8 @@ class Monkey:
             balancing=r.choice(["", "", *self.names.get("balancing", ["monkey"])]),
             hedging=r.choice(["", "", *self.names.get("hedging", ["monkey"])]),
             idempotent=r.random() < 0.5,
+            disruption=r.choice(["", "quorum(up=1)", "quorum(up=3)", *self.names.get("disruption", ["one-by-one"])]),
+            methods=r.choice([(), ("may_go",)]),
         )
 
     def deploy(self) -> None:
@@ -439,7 +452,7 @@ class Monkey:
         id = self.r.randrange(5)
         if id in self.machines:
             self.machines[id] = False
-        self.feed(e.MachineDraining(id))
+        self.feed(e.MachineDraining(id, self.r.choice([inf, inf, 5.0, 60.0])))
 
     def machine_lost(self) -> None:
         id = self.r.randrange(5)
@@ -531,6 +544,8 @@ class Monkey:
         for f in self.c.functions.values():
             if f.held_s < inf:
                 yield f.held_s, ("serve", f.name)
+            if f.control is not None and f.control.pending and f.control.wake_s < inf:
+                yield f.control.wake_s, ("disruption", f.name)
         yield from ((at, ("hedge", call)) for call, at in self.c.late.items())
         for name, at in self.c.due.items():
             yield at, (f"schedule/{self.c.apps[name.partition('/')[0]][0]}", name)
@@ -598,6 +613,10 @@ class Monkey:
         elif kind is e.PruneNode:
             if self.nodes.pop(command.node, None) is None:
                 wrong = "pruned twice"
+        elif kind is e.AskDisruption:
+            if command.method not in self.c.specs[command.function].methods:
+                wrong = "it has no such method"
+            self.asked.append(command)
         elif kind is e.Drained:
             if self.machines.get(command.machine, True) or any(
                 p.machine == command.machine for p in self.processes.values()

@@ -39,6 +39,7 @@ def of_type(kind: Any) -> st.SearchStrategy[Any]:
         str: st.text(max_size=8),
         bytes: st.binary(max_size=8),
         tuple[str, ...]: st.lists(st.text(max_size=4), max_size=3).map(tuple),
+        tuple[int, ...]: st.lists(st.integers(0, 2**63 - 1), max_size=3).map(tuple),
         tuple[float, ...]: st.lists(st.floats(allow_nan=False), max_size=3).map(tuple),
         tuple[tuple[int, int], ...]: st.lists(st.tuples(st.integers(0, 99), st.integers(0, 2**63 - 1))).map(tuple),
         tuple[str, str | int]: st.tuples(st.text(max_size=4), st.integers(0, 2**63 - 1) | st.text(max_size=4)),

@@ -38,7 +38,7 @@ def test_what_was_recorded_comes_out_the_same_under_what_was_live(
 ) -> None:
     recording = _recorded(tmp_path, keep_alive, cold_start)
     decide = {"keep-alive": keep_alive, "queueing": "fifo", "cold-start": cold_start, "placement": "balanced"}
-    decide |= {"balancing": "latest", "hedging": "none"}
+    decide |= {"balancing": "latest", "hedging": "none", "disruption": "at-once"}
     assert recording.policies == decide
     assert recording.left_out == 0
     again = simulate(recording.workload, Functions(), controls=recording.controls)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nubes.drivers.local.store_operations import OPERATIONS
 from nubes.drivers.local.tables import SqliteTables
-from nubes.functions.controller import INNER_CALLS
+from nubes.functions.events import INNER_CALLS
 from nubes.kernel.errors import NubesError, UsageError
 from nubes.storm import shrink, spec
 from nubes.storm.spec import Fault, Schedule

@@ -43,6 +43,7 @@ def options(
     balancing: str = "",
     hedging: str = "",
     idempotent: bool = False,
+    disruption: str = "",
     min_containers: int = 0,
     max_containers: int = 0,
     buffer_containers: int = 0,
@@ -69,7 +70,8 @@ def options(
     if scaledown_window is not None:
         keep_alive = f"fixed-window(keep={seconds(scaledown_window, 'scaledown_window'):g}s)"
     if is_local():
-        for seam, text in (("keep-alive", keep_alive), ("balancing", balancing), ("hedging", hedging)):
+        named = {"keep-alive": keep_alive, "balancing": balancing, "hedging": hedging, "disruption": disruption}
+        for seam, text in named.items():
             if text:
                 from nubes.kernel.policy import make
 
@@ -103,6 +105,7 @@ def options(
         "balancing": balancing,
         "hedging": hedging,
         "idempotent": idempotent,
+        "disruption": disruption,
         "image": image,
         "secrets": tuple(secrets),
         "volumes": dict(volumes or {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from nubes.cli import output
 from nubes.cli.groups import Group
 from nubes.cli.options import Data, Json, connect, folder
 from nubes.kernel.errors import UsageError
-from nubes.kernel.units import show_bytes, size_bytes
+from nubes.kernel.units import seconds, show_bytes, size_bytes
 
 group = typer.Typer(cls=Group, help="Machines: which there are, and taking one out.", no_args_is_help=True)
 
@@ -39,7 +40,8 @@ def list_(data: Data = None, json: Json = False) -> None:
 
 def _state(machine: dict[str, Any]) -> str:
     if machine["draining"]:
-        return "draining" if machine["instances"] else "drained"
+        kept = f", kept by {' and '.join(machine['kept_by'])}" if machine["kept_by"] else ""
+        return f"draining{kept}" if machine["instances"] else "drained"
     return "ready" if machine["connected"] else "out of reach"
 
 
@@ -47,17 +49,21 @@ def _state(machine: dict[str, Any]) -> str:
 def drain(
     machine: Machine,
     undo: Annotated[bool, typer.Option("--undo", help="It takes calls again.")] = False,
+    within: Annotated[
+        str, typer.Option(metavar="TIME", help='After so long no function\'s policy keeps instances there: "10m".')
+    ] = "",
     data: Data = None,
     json: Json = False,
 ) -> None:
     """Let a machine finish what it runs and give it nothing new; what stood ready there stands ready elsewhere."""
-    answer = connect(data).ask("drain", machine=machine, undo=undo)
+    within_s = seconds(within, "within") if within else inf
+    answer = connect(data).ask("drain", machine=machine, undo=undo, within_s=within_s)
     if json:
         output.as_json(answer)
     elif undo:
         print(f"Machine {machine} takes calls again.")
     else:
-        print(f"Machine {machine} takes nothing new. `nubes machine list` says when it is drained.")
+        print(f"Machine {machine} takes nothing new. `nubes machine list` says when it is drained, or who keeps it.")
 
 
 def join(

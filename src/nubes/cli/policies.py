@@ -19,7 +19,7 @@ group = typer.Typer(
 @group.command("set")
 def set_(
     seam: Annotated[
-        str, typer.Argument(metavar="SEAM", help="keep-alive, queueing, cold-start, placement, balancing or hedging.")
+        str, typer.Argument(metavar="SEAM", help="What it decides on: one of those that `nubes policy list` shows.")
     ],
     policy: Annotated[
         str, typer.Argument(metavar="POLICY", help="A name, or a name with arguments: fixed-window(keep=10m).")

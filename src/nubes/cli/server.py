@@ -38,6 +38,9 @@ def up(
     placement: Annotated[str | None, typer.Option(help="The placement policy, for several machines.")] = None,
     balancing: Annotated[str | None, typer.Option(help="The balancing policy: which instance takes a call.")] = None,
     hedging: Annotated[str | None, typer.Option(help="The hedging policy, for idempotent functions.")] = None,
+    disruption: Annotated[
+        str | None, typer.Option(help="The disruption policy: which instances may go at once.")
+    ] = None,
     cpu: Annotated[float | None, typer.Option(help="CPU cores to give out.", show_default="all")] = None,
     memory: Annotated[
         str | None, typer.Option(help='Memory to give out, e.g. "8GiB".', show_default="most of it")
@@ -70,6 +73,7 @@ def up(
         placement=placement,
         balancing=balancing,
         hedging=hedging,
+        disruption=disruption,
         cpu=cpu,
         memory=memory,
         database=database,

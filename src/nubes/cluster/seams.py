@@ -138,7 +138,8 @@ class TaskView(msgspec.Struct, frozen=True):
 class Disruption(Policy):
     """Which operations on its tasks an application can bear now."""
 
-    asks: ClassVar[bool] = False  # whether the application itself is asked, and `allow` is not
+    method: str = ""  # of the application's class, which is asked in place of `allow`
+    shards: ClassVar[bool] = False  # whether it goes by the shards that tasks hold
 
     @decision
     def allow(

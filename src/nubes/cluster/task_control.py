@@ -138,7 +138,7 @@ class TaskControl:
     def _offer(self, now: float, out: list[Command]) -> None:
         pending, running = tuple(self.pending.values()), tuple(self.running.values())
         self.offers += 1
-        if self.policy.asks:
+        if self.policy.method:
             self.open = True
             out.append(Offer(self.offers, pending, running))
             self._again(now + AGAIN_S, out)

@@ -7,6 +7,7 @@ from math import inf
 from nubes.functions import events as e
 from nubes.functions.answers import disconnect
 from nubes.functions.deployments import keep_alive_of, pools, remove, set_due, stand_ready, start_ticking
+from nubes.functions.disruptions import govern, switch
 from nubes.functions.instances import drop, fall_idle
 from nubes.functions.queues import enqueue, refill, waiting
 from nubes.functions.replicas import replicas_of
@@ -39,6 +40,11 @@ def policy_set(c: State, event: e.PolicySet, now: float) -> None:
         for f in c.functions.values():
             if not getattr(f.spec, event.seam):
                 f.replicas = replicas_of(c, f.spec)
+    elif event.seam == "disruption":
+        c.disruption = c._make("disruption", event.policy)
+        for f in c.functions.values():
+            if not f.spec.disruption:
+                switch(c, f, now)
     elif event.seam == "cold-start":
         c.tree.policy = c._make("cold-start", event.policy)
     released(c, now)
@@ -61,7 +67,7 @@ def restarted(c: State, event: e.Restarted, now: float) -> None:
         del c.machines[id]
         c.tree.forget(id)
     for machine in c.machines.values():
-        machine.draining = False
+        machine.draining, machine.goes_s = False, inf
     c.draining = 0
     for instance in list(c.instances.values()):
         drop(c, instance, now)
@@ -71,6 +77,7 @@ def restarted(c: State, event: e.Restarted, now: float) -> None:
     for f in c.functions.values():
         refill(c, f, [])
         f.failures, f.held_s = 0, inf
+        govern(c, f, f.spec)  # of the task control before no timer is left
     for call in c.calls.values():
         call.copies = ()
         enqueue(c, call.function, call)

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from nubes.functions import calendar, calls, changes, deployments, lifecycle, machines
+from nubes.functions import calendar, calls, changes, deployments, disruptions, lifecycle, machines
 from nubes.functions import events as e
 from nubes.functions.serving import serve
 from nubes.functions.state import State
-
-INNER_CALLS = 1 << 62  # ids of calls that the clock makes start here
 
 
 class Functions(State):
@@ -21,6 +19,8 @@ class Functions(State):
         out: list[Any] = []
         self.out = out
         HANDLERS[type(event)](self, event, now)
+        if self.unsettled:
+            disruptions.settle(self, now)
         return out
 
 
@@ -39,6 +39,8 @@ def timer(c: State, event: e.TimerFired, now: float) -> None:
         calls.hedge_timer(c, id, now)
     elif kind == "prewarm":
         lifecycle.prewarm_timer(c, id, int(number), now)
+    elif kind == "disruption":
+        disruptions.timer(c, id, now)
     elif kind == "schedule":
         _scheduled(c, id, int(number), now)
 
@@ -69,8 +71,7 @@ def _scheduled(c: State, name: str, version: int, now: float) -> None:
     if spec is None or spec.schedule is None or c.apps[deployments.app(name)][0] != version or now < c.due[name]:
         return
     deployments.set_due(c, name, calendar.next_time(spec.schedule, now))
-    c.inner_calls += 1
-    calls.submitted(c, e.Submitted(INNER_CALLS + c.inner_calls, name, keep=True), now)
+    calls.submitted(c, e.Submitted(c.inner_call(), name, keep=True), now)
 
 
 HANDLERS: dict[type, Callable[[State, Any, float], None]] = {
@@ -89,5 +90,6 @@ HANDLERS: dict[type, Callable[[State, Any, float], None]] = {
     e.MachineReady: machines.ready,
     e.MachineDraining: machines.draining,
     e.MachineLost: machines.lost,
+    e.DisruptionAnswered: disruptions.answered,
     e.Restarted: changes.restarted,
 }

@@ -7,8 +7,9 @@ from math import inf
 from nubes.functions import calendar
 from nubes.functions import events as e
 from nubes.functions.answers import resolve
+from nubes.functions.disruptions import govern, verify_control
 from nubes.functions.events import CANCELLED
-from nubes.functions.instances import stop
+from nubes.functions.instances import REPLACED, review, stop
 from nubes.functions.queues import refill
 from nubes.functions.replicas import replicas_of, verify_replicas
 from nubes.functions.seams import KeepAlive
@@ -36,6 +37,7 @@ def pool(c: State, name: str, variant: str, now: float) -> Function | None:
             drop_idle_variants(c, now)
         f = Function(name + variant, spec, variant, c.apps[app(name)][0], keep_alive_of(c, spec))
         f.replicas = replicas_of(c, spec)
+        govern(c, f, spec)
         refill(c, f, [])
         c.functions[f.name] = f
     return f
@@ -81,6 +83,7 @@ def verify(spec: FunctionSpec) -> None:
     """Raises `UsageError` on what no cloud could carry out: to be asked before a deployment is logged."""
     make("keep-alive", spec.keep_alive or None)
     verify_replicas(spec)
+    verify_control(spec)
     if spec.schedule is not None:
         calendar.next_time(spec.schedule, 0.0)
     if spec.concurrency < 1 or (spec.batching is not None and spec.batching.max_batch_size < 1):
@@ -112,17 +115,23 @@ def deployed(c: State, event: e.Deployed, now: float) -> None:
 
 
 def _replace(c: State, f: Function, spec: FunctionSpec, version: int, now: float) -> None:
-    """A new version: idle instances go at once, busy ones after their calls, waiting calls get new instances."""
+    """A new version: idle instances go at once, busy ones after their calls, waiting calls get new instances.
+
+    If the function says what it can bear, they go on until its task control lets them go.
+    """
+    govern(c, f, spec)
     for instance in [i for i in f.instances.values() if not i.load]:
-        stop(c, instance, "a newer version is deployed", now)
+        if f.control is None or not instance.ready:
+            stop(c, instance, REPLACED, now)
     memory_bytes, cpu = f.spec.memory_bytes, f.cpu
     f.replicas = replicas_of(c, spec)
     f.become(spec, version, keep_alive_of(c, spec))
     f.failures = 0
-    for instance in f.instances.values():  # what they hold is accounted at the new size from here on
+    for instance in list(f.instances.values()):  # what they hold is accounted at the new size from here on
         instance.machine.memory_used += spec.memory_bytes - memory_bytes
-        instance.machine.cpu_used += f.cpu - cpu
-        f.open.pop(instance.id, None)
+        if instance.load or not instance.ready:
+            instance.machine.cpu_used += f.cpu - cpu
+        review(c, instance, REPLACED, now)
 
 
 def stand_ready(c: State, spec: FunctionSpec, now: float) -> None:

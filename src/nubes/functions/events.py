@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import inf
+
+from nubes.cluster.seams import Operation
 from nubes.functions.spec import FunctionSpec
 from nubes.kernel.message import Command, Event
 
@@ -14,6 +17,8 @@ PENDING, RUNNING, SUCCEEDED, FAILED, CANCELLED, TIMED_OUT = (
     "CANCELLED",
     "TIMED_OUT",
 )
+
+INNER_CALLS = 1 << 62  # ids of calls that nobody outside makes start here: by the clock, or by task control
 
 # How a call got its instance.
 WARM, DELAYED, COLD = 0, 1, 2  # at once; after waiting for a busy one; after waiting for a new one
@@ -162,9 +167,25 @@ class MachineReady(Event, frozen=True, tag="CapacitySet"):  # what it was called
 
 
 class MachineDraining(Event, frozen=True):
-    """A machine is to go: it takes nothing new, and `Drained` tells when nothing is left on it."""
+    """A machine is to go: it takes nothing new, and `Drained` tells when nothing is left on it.
+
+    Whoever may keep its instances for a while may do so for `within_s`.
+    """
 
     machine: int
+    within_s: float = inf
+
+
+class DisruptionAnswered(Event, frozen=True):
+    """What an application that was asked (`AskDisruption`) can bear: these of its instances may go."""
+
+    function: str
+    offer: int
+    allowed: tuple[int, ...]
+
+    @property
+    def durable(self) -> bool:
+        return False
 
 
 class MachineLost(Event, frozen=True):
@@ -181,7 +202,7 @@ class Restarted(Event, frozen=True):
 EVENTS = (
     Deployed, Removed, Submitted, Cancelled, ClientGone, InstanceReady, InstanceLost, Finished,
     NodeReady, NodeLost, TimerFired, PolicySet, Restarted,
-    MachineReady, MachineDraining, MachineLost,
+    MachineReady, MachineDraining, MachineLost, DisruptionAnswered,
 )  # fmt: skip
 
 
@@ -262,3 +283,15 @@ class Drained(Command, frozen=True):
     """No instance is left on a machine that is to go."""
 
     machine: int
+
+
+class AskDisruption(Command, frozen=True):
+    """Ask an application which of the operations `pending` it can bear now: by `call`, of a method of its class."""
+
+    call: int
+    function: str
+    variant: str
+    method: str
+    offer: int
+    pending: tuple[Operation, ...]
+    running: tuple[Operation, ...]

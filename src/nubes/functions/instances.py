@@ -14,6 +14,7 @@ from nubes.functions.queues import enqueue, head
 from nubes.functions.state import Function, Instance, Machine, State
 
 LOSSES = 2  # instances that may be lost under a durable call before it gets an error
+REPLACED, MOVED = "a newer version is deployed", "its machine is to go"  # why instances end that did nothing wrong
 SHORT = (inf, inf, inf)  # the place in the line of one that waits for instances ahead of calls: behind all calls
 
 
@@ -38,6 +39,7 @@ def start(c: State, f: Function, count: int, now: float, ahead: bool = False) ->
         c.instances[instance.id] = f.instances[instance.id] = machine.instances[instance.id] = instance
         f.starting += 1
         f.last_start_s = now
+        unsettle(c, f)
         machine.cpu_used += f.cpu
         machine.memory_used += spec.memory_bytes
         machine.count(f.request, 1)
@@ -76,7 +78,8 @@ def _evictable(f: Function, m: Machine, ahead: bool) -> int:
 def _make_room(c: State, m: Machine, f: Function, ahead: bool, now: float) -> bool:
     """Evicts a machine's idle instances, the least worth first, until one of `f` fits. False if it cannot.
 
-    What functions asked to have ahead of calls goes last, and only for a call; it comes back when there is room.
+    What functions asked to have ahead of calls goes last, and only for a call; it comes back when there is room. Last
+    of all goes what a function said that it can hardly bear to lose.
     """
     need = m.memory_used + f.spec.memory_bytes - m.memory_bytes
     policy = c.keep_alives[""]
@@ -84,11 +87,13 @@ def _make_room(c: State, m: Machine, f: Function, ahead: bool, now: float) -> bo
         # Of one function's idle instances the longest unused goes first: those are the candidates.
         spare: list[Instance] = []
         asked_for: list[Instance] = []
+        governed: list[Instance] = []
         for g in _with_idle(c):
             oldest = next((i for i in g.open.values() if not i.load and i.machine is m), None) if g is not f else None
             if oldest is not None:
-                (asked_for if g.ahead and len(g.instances) <= wanted(g) else spare).append(oldest)
-        idle = spare or ([] if ahead else asked_for)
+                kept = g.ahead and beyond(g) <= 0
+                (spare if not kept else asked_for if g.control is None else governed).append(oldest)
+        idle = spare or ([] if ahead else asked_for or governed)
         if not idle:
             return False
         priority, _, victim = min([(policy.priority(i, now), i.id, i) for i in idle])
@@ -115,6 +120,30 @@ def wanted(f: Function) -> int:
     return min(want, f.spec.max_instances) if f.spec.max_instances else want
 
 
+def going(c: State, f: Function) -> int:
+    """How many instances of `f` are to go, so that others take their places first.
+
+    For what goes when task control lets it, one more than was asked for is started: else who can spare none would keep
+    what there is.
+    """
+    if f.control is None:
+        return sum(i.machine.draining for i in f.instances.values()) if c.draining else 0
+    old = any(i.version != f.version and not i.leaving and not i.machine.draining for i in f.instances.values())
+    return sum(i.leaving or i.machine.draining for i in f.instances.values()) + old
+
+
+def beyond(f: Function) -> int:
+    """How many instances `f` has beyond those that it asked to have; of a function with task control, that are up."""
+    have = len(f.instances) if f.control is None else sum(i.ready and not i.leaving for i in f.instances.values())
+    return have - wanted(f)
+
+
+def unsettle(c: State, f: Function) -> None:
+    """Something changed that the task control of `f` has to hear of, if it has one."""
+    if f.control is not None:
+        c.unsettled[f.name] = f
+
+
 def wait_short(c: State, f: Function) -> None:
     """`f` gets the instances that it asked to have once all calls have theirs and there is room."""
     if not f.short:
@@ -135,7 +164,7 @@ def fall_idle(c: State, instance: Instance, now: float) -> None:
     window = f.keep_alive.window(f, now)
     keep_s = window.keep_s
     if window.prewarm_s > 0.0 and instance.uses:
-        if len(f.instances) > wanted(f):
+        if beyond(f) > 0:
             f.prewarm_s = now + window.prewarm_s
             c.out.append(SetTimer(f.prewarm_s, (f"prewarm/{f.prewarm}", f.name)))
             stop(c, instance, "its function is not expected soon", now)
@@ -154,6 +183,17 @@ def stop(c: State, instance: Instance, reason: str, now: float, kill: bool = Fal
     requeue(c, instance, reason, now, counts=False)
 
 
+def review(c: State, instance: Instance, reason: str, now: float) -> None:
+    """Whether an instance may be given calls has perhaps changed: it opens, closes, or ends if it has none any more."""
+    f = instance.function
+    if instance.takes():
+        f.open.setdefault(instance.id, instance)
+        return
+    f.open.pop(instance.id, None)
+    if not instance.load and not instance.stays():
+        stop(c, instance, reason, now)
+
+
 def drained(c: State, m: Machine) -> None:
     """Says so when nothing is left on a machine that is to go."""
     if m.draining and not m.instances:
@@ -167,6 +207,7 @@ def drop(c: State, instance: Instance, now: float) -> None:
     del c.instances[instance.id]
     del f.instances[instance.id]
     f.open.pop(instance.id, None)
+    unsettle(c, f)
     m = instance.machine
     del m.instances[instance.id]
     m.memory_used -= f.spec.memory_bytes

@@ -23,6 +23,7 @@ def check(controller: State) -> list[str]:
         *_progress(controller),
         *_tree(controller),
         *_replicas(controller),
+        *_disruptions(controller),
     ]
 
 
@@ -120,7 +121,9 @@ def _copies(c: State, call: Call) -> Iterator[str]:
     where = (call.instance, *call.copies)
     if call.instance <= 0 or len(set(where)) < len(where):
         yield f"call {call.id}: runs on {where}"
-    if not call.function.spec.idempotent or call.hop or call.route:
+    f = call.function
+    before = any(id in f.instances and f.instances[id].version != f.version for id in where)  # then it was another's
+    if not (f.spec.idempotent or before) or call.hop or call.route:
         yield f"call {call.id}: runs on {where}, but may run only once"
     for id in call.copies:
         if id not in c.instances or call.id not in c.instances[id].calls:
@@ -139,6 +142,25 @@ def _replicas(c: State) -> Iterator[str]:
         for call, id in f.replicas.shadows.items():
             if id not in f.instances or call not in f.instances[id].calls:
                 yield f"{f.name}: instance {id} does not run the shadow of call {call}"
+
+
+def _disruptions(c: State) -> Iterator[str]:
+    """Task control knows every instance as it is, all that are to go are offered to it, and only who may goes."""
+    if c.unsettled:
+        yield f"task control of {sorted(c.unsettled)} has not heard of everything"
+    for f in c.functions.values():
+        if f.control is None:
+            if left := [i.id for i in f.instances.values() if i.leaving]:
+                yield f"{f.name}: has no task control, yet instances {left} are to go"
+            continue
+        control = f.control
+        known = {int(task.name): task.healthy for task in control.tasks.values()}
+        if known != {i.id: i.ready and not i.leaving for i in f.instances.values()}:
+            yield f"{f.name}: its task control knows {known}"
+        if set(control.pending) != {i.id for i in f.instances.values() if i.outdated() and not i.leaving}:
+            yield f"{f.name}: its task control is offered {sorted(control.pending)}"
+        if stay := [id for id in control.running if id in f.instances and not f.instances[id].leaving]:
+            yield f"{f.name}: its task control let {stay} go, but they stay"
 
 
 def _machines(c: State) -> Iterator[str]:

@@ -9,7 +9,7 @@ from nubes.functions.answers import resolve
 from nubes.functions.calls import SMOOTHING, retry
 from nubes.functions.events import TIMED_OUT
 from nubes.functions.hedging import retract
-from nubes.functions.instances import drained, drop, one_by_one, requeue, start, stop, wake, wanted
+from nubes.functions.instances import beyond, drained, drop, one_by_one, requeue, start, stop, unsettle, wake
 from nubes.functions.serving import START_FAILURES, after_stop, ensure, fail_waiting, freed, released
 from nubes.functions.state import Instance, State
 
@@ -27,6 +27,7 @@ def ready(c: State, event: e.InstanceReady, now: float) -> None:
     f.cold_start_s += (took - f.cold_start_s) * (SMOOTHING if f.cold_start_s else 1.0)
     f.starting -= 1
     f.idle += 1
+    unsettle(c, f)
     instance.machine.cpu_used -= f.cpu
     failed, f.failures = f.failures, 0
     freed(c, instance, now)
@@ -75,7 +76,7 @@ def instance_timer(c: State, id: int, now: float) -> None:
     elif now < instance.expire_s:
         if instance.expire_s < inf:
             wake(c, instance, instance.expire_s)
-    elif len(f.instances) > wanted(f):
+    elif beyond(f) > 0:
         stop(c, instance, "its keep-alive ran out", now)
         after_stop(c, f, now)
     elif len(f.instances) > f.spec.min_instances:  # it is there while the function is busy

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from nubes.functions import events as e
-from nubes.functions.instances import drained, drop, requeue, stop
+from nubes.functions.instances import MOVED, drained, drop, requeue, review, unsettle
 from nubes.functions.serving import after_stop, ensure, released, serve
 from nubes.functions.state import Machine, State
 
@@ -18,15 +20,11 @@ def ready(c: State, event: e.MachineReady, now: float) -> None:
             c.tree.prepare(f, now, c.out)
     m.cpu, m.memory_bytes, m.zone = event.cpu, event.memory_bytes, event.zone
     c.tree.budgets[m.id] = m.memory_bytes * c.tree_share
-    m.draining = False
+    m.draining, m.goes_s = False, inf
     _count(c)
     for i in list(m.instances.values()):
-        if i.takes():
-            i.function.open.setdefault(i.id, i)
-        elif not i.stays():
-            i.function.open.pop(i.id, None)
-            if not i.load:
-                stop(c, i, "its machine has no room for it any more", now)
+        unsettle(c, i.function)
+        review(c, i, "its machine has no room for it any more", now)
     c.tree.trim(m.id, now, c.out)
     released(c, now)
     for f in c.functions.values():
@@ -36,20 +34,22 @@ def ready(c: State, event: e.MachineReady, now: float) -> None:
 
 
 def draining(c: State, event: e.MachineDraining, now: float) -> None:
-    """Idle instances go at once, busy ones after their calls; what was asked to stand ready does so elsewhere."""
+    """Idle instances go at once, busy ones after their calls; what was asked to stand ready does so elsewhere.
+
+    Those of functions that say what they can bear go when their task control lets them.
+    """
     m = c.machines.get(event.machine)
     if m is None:
         return
-    m.draining = True
+    m.draining, m.goes_s = True, now + event.within_s
     _count(c)
     drained(c, m)
     functions = {i.function.name: i.function for i in m.instances.values()}
     for f in functions.values():
         ensure(c, f, now)
     for i in list(m.instances.values()):
-        i.function.open.pop(i.id, None)
-        if not i.load:
-            stop(c, i, "its machine is to go", now)
+        unsettle(c, i.function)
+        review(c, i, MOVED, now)
     for f in functions.values():
         after_stop(c, f, now)
     released(c, now)  # what it alone had room for gets to know

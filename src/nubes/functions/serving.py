@@ -9,7 +9,7 @@ from nubes.functions.answers import resolve
 from nubes.functions.choosing import ahead, batch_of, covered, open_for, used
 from nubes.functions.events import COLD, DELAYED, FAILED, WARM, Dispatch, SetTimer
 from nubes.functions.hedging import look_later, may_copy, others
-from nubes.functions.instances import SHORT, fall_idle, fits, start, stop, wait_short, wake, wanted
+from nubes.functions.instances import REPLACED, SHORT, fall_idle, fits, going, start, stop, wait_short, wake, wanted
 from nubes.functions.queues import enqueue, head, take
 from nubes.functions.replicas import Replicas
 from nubes.functions.state import Call, Function, Instance, Machine, State
@@ -219,7 +219,7 @@ def _over(instance: Instance) -> str:
     f = instance.function
     if f.spec.single_use:
         return "it was for one call"
-    return "a newer version is deployed" if instance.version != f.version else "its machine is to go, or to shrink"
+    return REPLACED if instance.version != f.version else "its machine is to go, or to shrink"
 
 
 def _gives_way(c: State, f: Function, m: Machine) -> bool:
@@ -244,9 +244,7 @@ def after_stop(c: State, f: Function, now: float) -> None:
 
 def ensure(c: State, f: Function, now: float) -> None:
     """Keeps the instances that the function asked to have ahead of its calls."""
-    missing = wanted(f) - len(f.instances)
-    if c.draining:
-        missing += sum(i.machine.draining for i in f.instances.values())
+    missing = wanted(f) - len(f.instances) + going(c, f)
     if missing <= 0 or f.failures >= START_FAILURES or not fits(c, f):
         return
     if start(c, f, missing, now, ahead=True) < missing:

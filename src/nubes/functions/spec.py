@@ -101,3 +101,4 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     balancing: str = ""  # which instance takes a call, policy text; "": the cloud's
     hedging: str = ""  # when a call gets a copy on another instance, policy text; "": the cloud's
     idempotent: bool = False  # may run twice for one call: only then calls are hedged
+    disruption: str = ""  # which instances may go now for a deployment or a drain, policy text; "": the cloud's

@@ -6,8 +6,9 @@ from collections import OrderedDict, deque
 from math import floor, inf
 from typing import Any
 
-from nubes.cluster.seams import MachineView, Placement, Request
-from nubes.functions.events import Submitted
+from nubes.cluster.seams import Disruption, MachineView, Placement, Request
+from nubes.cluster.task_control import TaskControl
+from nubes.functions.events import INNER_CALLS, Submitted
 from nubes.functions.replicas import Replicas
 from nubes.functions.seams import CallView, ColdStart, FunctionView, InstanceView, KeepAlive, Queueing
 from nubes.functions.spec import FunctionSpec
@@ -51,17 +52,18 @@ class Call(CallView):
 class Machine(MachineView):
     """A machine and the instances on it."""
 
-    __slots__ = ("instances",)
+    __slots__ = ("goes_s", "instances")
 
     def __init__(self, id: int, cpu: float, memory_bytes: float, zone: str = "") -> None:
         super().__init__(id, cpu, memory_bytes, zone=zone)
         self.instances: dict[int, Instance] = {}
+        self.goes_s = inf  # when it goes, whatever its instances can bear
 
 
 class Instance(InstanceView):
     """One process of a function."""
 
-    __slots__ = ("calls", "expire_s", "machine", "node", "ready", "stopping", "version", "wake_s")
+    __slots__ = ("calls", "expire_s", "leaving", "machine", "node", "ready", "stopping", "version", "wake_s")
     function: Function
 
     def __init__(self, id: int, function: Function, machine: Machine, now: float) -> None:
@@ -71,14 +73,20 @@ class Instance(InstanceView):
         self.version = function.version
         self.node = 0
         self.ready = False
+        self.leaving = False  # its function's task control lets it go: it ends after its calls
         self.stopping = False
         self.expire_s = inf  # when its keep-alive runs out
         self.wake_s = inf  # when its pending timer fires; one is enough, it is set anew if it fires too early
 
     def stays(self) -> bool:
-        """Whether it may be given calls at all: it is not of an earlier version, and its machine can run it."""
+        """Whether it may be given calls at all: it is not to go, and its machine can run it."""
         f, m = self.function, self.machine
-        return self.version == f.version and f.cpu <= m.cpu and not m.draining
+        goes = self.outdated() if f.control is None or not self.ready else self.leaving
+        return not goes and f.cpu <= m.cpu
+
+    def outdated(self) -> bool:
+        """Whether another is to take its place: it is of an earlier version, or its machine is to go."""
+        return self.version != self.function.version or self.machine.draining
 
     def takes(self) -> bool:
         """Whether it may be given another call now."""
@@ -89,8 +97,8 @@ class Function(FunctionView):
     """One pool of interchangeable instances."""
 
     __slots__ = (
-        "ahead", "app", "blocked", "cpu", "failures", "held_s", "instances", "keep_alive", "last_start_s", "open",
-        "prewarm", "prewarm_s", "replicas", "request", "room", "short", "variant", "version", "waiting",
+        "ahead", "app", "blocked", "control", "cpu", "failures", "held_s", "instances", "keep_alive", "last_start_s",
+        "open", "prewarm", "prewarm_s", "replicas", "request", "room", "short", "variant", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, name: str, spec: FunctionSpec, variant: str, version: int, keep_alive: KeepAlive) -> None:
@@ -109,6 +117,7 @@ class Function(FunctionView):
         self.prewarm_s = -inf  # when the newest of them fires
         self.failures = 0  # starts in a row that failed
         self.replicas: Replicas | None = None  # if calls are balanced or hedged by a policy
+        self.control: TaskControl | None = None  # if it is not to lose all instances at once
 
     def become(self, spec: FunctionSpec, version: int, keep_alive: KeepAlive) -> None:
         """Takes the form that a deployment gives it."""
@@ -150,6 +159,7 @@ class State:
         machines: int = 1,
         balancing: str | Balancing | None = None,
         hedging: str | Hedging | None = None,
+        disruption: str | Disruption | None = None,
     ) -> None:
         """`cpu` and `memory_bytes` are what each of the `machines` has to give."""
         self.keep_alives: dict[str, KeepAlive] = {"": self._make("keep-alive", keep_alive)}  # by their texts
@@ -157,6 +167,7 @@ class State:
         self.placement: Placement = self._make("placement", placement)
         self.balancing: Balancing = self._make("balancing", balancing)  # of which each function makes one of its own
         self.hedging: Hedging = self._make("hedging", hedging)
+        self.disruption: Disruption = self._make("disruption", disruption)  # so is this
         self.machines = {id: Machine(id, cpu, memory_bytes) for id in range(machines)}
         self.draining = 0  # machines that are to go
         self.tree_share = tree_share
@@ -172,18 +183,24 @@ class State:
         self.aliases: dict[int, int] = {}  # call that waits for another's answer -> that one
         self.chosen: dict[str, str] = {}  # function -> the keep-alive policy it was switched to
         self.due: dict[str, float] = {}  # function -> when its schedule comes round
+        self.unsettled: dict[str, Function] = {}  # whose task control has yet to hear of what this event changed
         self.late: dict[int, float] = {}  # call -> when it is late, and may get a copy
         self.blocked: list[tuple[tuple[float, ...], int, Function]] = []  # a heap of those that wait for room
         self.look_s = 0.0  # when next to look for parameterisations to forget
         self.sequence = 0  # tells apart what stands at the same place in a queue
         self.instance_ids = 0
-        self.inner_calls = 0  # calls that the clock made
+        self.inner_calls = 0  # calls that nobody outside made
         self.ticks = 0  # counts the chains of ticks, so that an outdated one is known
         self.out: list[Command] = []  # commands of the event that is being handled
 
     def _make(self, seam: str, policy: str | Policy | None) -> Any:
         """Every policy comes from here, so that a controller that is looked into can wrap them."""
         return make(seam, policy)
+
+    def inner_call(self) -> int:
+        """The id of a call that nobody outside makes."""
+        self.inner_calls += 1
+        return INNER_CALLS + self.inner_calls
 
     @property
     def policies(self) -> dict[str, Policy]:
@@ -195,6 +212,7 @@ class State:
             "placement": self.placement,
             "balancing": self.balancing,
             "hedging": self.hedging,
+            "disruption": self.disruption,
         }
 
     @property

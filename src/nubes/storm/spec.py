@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from nubes.functions.controller import INNER_CALLS
+from nubes.functions.events import INNER_CALLS
 from nubes.kernel.errors import UsageError
 
 KILL, MACHINE, RESTART, DELAY, CLOCK = "kill", "machine", "restart", "delay", "clock"

@@ -12,7 +12,8 @@ from typing import Any
 from nubes.client import finding
 from nubes.drivers.local.plane import Plane
 from nubes.functions import events as e
-from nubes.functions.controller import INNER_CALLS, Functions
+from nubes.functions.controller import Functions
+from nubes.functions.events import INNER_CALLS
 from nubes.kernel.errors import Unavailable, UsageError
 from nubes.storm import senses
 from nubes.storm.attempts import Attempt, describe

@@ -71,6 +71,8 @@ class Quorum(Disruption):
 class Shards(Disruption):
     """As many at once as leave every shard all but one of its replicas."""
 
+    shards = True
+
     def allow(
         self, pending: Sequence[Operation], running: Sequence[Operation], tasks: Sequence[TaskView], now: float
     ) -> list[int]:
@@ -88,9 +90,13 @@ class Shards(Disruption):
 
 @policy("app", paper=PAPER)
 class App(Disruption):
-    """The application says itself: it is offered what is pending and answers with what it can bear."""
+    """The application says itself: a method of its class gets what is pending and what runs, and returns the ids of
+    what may begin."""
 
-    asks = True
+    def __init__(self, method: str = "may_go") -> None:
+        if not method:
+            raise UsageError("app(method=) names no method.", "Write that of the class which is to be asked.")
+        self.method = method
 
     def allow(
         self, pending: Sequence[Operation], running: Sequence[Operation], tasks: Sequence[TaskView], now: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from functools import partial
+from math import inf
 from typing import Any
 
 from nubes.drivers.local.sessions import Session, ask, specs_from
@@ -112,8 +113,8 @@ async def drain(session: Session, args: dict[str, Any]) -> dict[str, Any]:
     if args["undo"] and agents is not None and id in agents.members and agents.members[id].leaving:
         raise UsageError(f"Machine {id} was told on the machine itself to leave.", "Start its agent again.")
     undo = e.MachineReady(m.cpu, int(m.memory_bytes), m.id, m.zone)
-    session.plane.feed(undo if args["undo"] else e.MachineDraining(id))
-    return {"machine": id, "draining": not args["undo"]}
+    session.plane.feed(undo if args.get("undo") else e.MachineDraining(id, args.get("within_s", inf)))
+    return {"machine": id, "draining": not args.get("undo")}
 
 
 @ask

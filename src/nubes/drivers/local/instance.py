@@ -93,7 +93,7 @@ class Instance:
             self.send(wire.BROKEN, endings.failure(error))
             return
         settle_s = joined - began + self.settle_s
-        self.send(wire.READY, [began - birth.started_s, settle_s, self.import_s, ready - imported])
+        self.send(wire.READY, [began - birth.started_s, settle_s, self.import_s, ready - imported], os.getpid())
         try:
             running.serve(self, stream)
         except ConnectionError:

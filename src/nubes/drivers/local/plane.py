@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from nubes.drivers.local import payload, unattended, wire
+from nubes.drivers.local import disruption, payload, unattended, wire
 from nubes.drivers.local.journal import Journal
 from nubes.functions import events as e
 from nubes.functions.controller import Functions
@@ -79,6 +79,7 @@ class Plane:
             e.GrowNode: hands.grow,
             e.PruneNode: hands.prune,
             e.Drained: hands.drained,
+            e.AskDisruption: lambda command: disruption.ask(self, command),
         }
         fresh = not self.journal.log.count
         if not fresh:

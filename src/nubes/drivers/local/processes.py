@@ -231,8 +231,12 @@ class Processes:
             process.doomed = f"it had {tasks} processes and threads, {allowed}, and was killed"
 
     def _frame(self, process: Process, frame: list[Any]) -> None:
-        if not process.ended:
-            self.on_instance_frame(process.id, frame)
+        if process.ended:
+            return
+        if frame[0] == wire.READY and not process.pid:  # its parent has yet to say whom it forked
+            process.pid = frame[2]
+            self.by_pid[process.pid] = process
+        self.on_instance_frame(process.id, frame)
 
     def _hung_up(self, process: Process) -> None:
         """The socket closed: wait a moment to learn how the process ended, then report it."""

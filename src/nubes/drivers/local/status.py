@@ -53,6 +53,7 @@ def _machine(plane: ControlPlane, m: Machine) -> dict[str, Any]:
         "connected": m.id == 0 or (member is not None and member.line.connected),
         "zone": m.zone,
         "draining": m.draining,
+        "kept_by": sorted({i.function.name for i in m.instances.values() if m.draining and i.stays()}),
         "instances": len(m.instances),
         "cpu": m.cpu,
         "cpu_used": round(m.cpu_used, 3),
@@ -74,6 +75,7 @@ def _function(f: Function) -> dict[str, Any]:
         "keep_alive": f.keep_alive.text,
         "balancing": f.replicas.balancing.text if f.replicas and f.replicas.balancing else "",
         "hedging": f.replicas.hedging.text if f.replicas and f.replicas.hedging else "",
+        "disruption": f.control.policy.text if f.control else "",
         "copies": f.replicas.copies if f.replicas else 0,
     }
 
@@ -82,6 +84,7 @@ def _instance(i: Instance, pid: int, now: float) -> dict[str, Any]:
     return {
         "id": i.id,
         "function": i.function.name,
+        "machine": i.machine.id,
         "pid": pid,
         "state": "starting" if not i.ready else "busy" if i.load else "idle",
         "load": i.load,

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import pickle
-from typing import Any
-
 from nubes import ids
-from nubes.drivers.local import payload
-from nubes.functions.controller import INNER_CALLS
+from nubes.drivers.local import plain
+from nubes.functions.events import INNER_CALLS
 
 
 def report(call: int, status: str, reason: str, output: bytes) -> str:
@@ -21,10 +17,5 @@ def _traceback(output: bytes) -> str:
     """The text of an exception's payload. The exception itself stays packed: its class is the user's, not ours."""
     if not output:
         return ""
-    _, summary, text = payload.load_mapped(output, lambda data, **_: _Plain(io.BytesIO(data)).load())[0]
+    _, summary, text = plain.loads(output)
     return str(text or summary)
-
-
-class _Plain(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"{module}.{name} is no plain data.")

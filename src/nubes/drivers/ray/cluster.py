@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import time
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ class Node(msgspec.Struct, frozen=True):
     cpu: float
     memory_bytes: int
     draining: bool
+    goes_at: float = 0.0  # when it goes if it drains, as seconds since the epoch; 0: when it is drained
 
 
 class Cluster:
@@ -131,7 +134,8 @@ class Cluster:
             member = members.named(node.name)
             if member is not None and node.draining and node.name not in self._draining:
                 self._draining.add(node.name)
-                self._plane.feed(e.MachineDraining(member.machine))
+                within_s = max(0.0, node.goes_at - time.time()) if node.goes_at else inf
+                self._plane.feed(e.MachineDraining(member.machine, within_s))
 
     def _nodes(self) -> dict[str, Node]:
         """The nodes that are alive, by name."""
@@ -144,8 +148,9 @@ class Cluster:
             if node["Alive"] and resources.get("CPU", 0) > 0:
                 id = node["NodeID"]
                 memory_bytes = int(resources.get("memory", 1 << 30))
+                goes_at = draining.get(id, 0) / 1000
                 found[id[:12]] = Node(
-                    id, id[:12], node["NodeManagerAddress"], resources["CPU"], memory_bytes, id in draining
+                    id, id[:12], node["NodeManagerAddress"], resources["CPU"], memory_bytes, id in draining, goes_at
                 )
         return found
 
