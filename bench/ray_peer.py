@@ -41,7 +41,7 @@ ROWS = (  # (key, what, whether more is better, why Ray may be better)
     ("p99", "one call, p99", False, HOP),
     ("argument", "8 MB array as argument", False, COPIES),
     ("result", "8 MB array as result", False, COPIES),
-    ("handed", "8 MB array from task to task", False, COPIES),
+    ("handed", "8 MB array from task to task", False, HOP),
     ("actor_p50", "one call of an actor's method, p50", False, HOP),
     ("actor_rate", "calls of an actor's method a second", True, HOP),
     ("cold", "new worker or instance, until its first answer", False, "Ray keeps started workers in reserve"),
@@ -50,8 +50,8 @@ ROWS = (  # (key, what, whether more is better, why Ray may be better)
 
 def measure(
     call: Callable[[int], Any], many: Callable[[int], Any], argument: Callable[[Any], Any],
-    result: Callable[[int], Any], handed: Callable[[int], Any], method: Callable[[int], Any], methods: Callable[[int], Any],
-    cold: Callable[[], Any], quick: bool,
+    result: Callable[[int], Any], handed: Callable[[int], Any], method: Callable[[int], Any],
+    methods: Callable[[int], Any], cold: Callable[[], Any], quick: bool,
 ) -> Measured:  # fmt: skip
     """What each side is measured by; `many` and `methods` make so many calls at once."""
     import numpy as np
