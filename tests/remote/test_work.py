@@ -67,9 +67,6 @@ class Place:
     def lacks(self, around: messages.Surroundings) -> str:
         return ""
 
-    def pid(self, instance: int) -> int:
-        return 0
-
 
 class Slow(Inline):
     """A carrier that makes everybody wait."""

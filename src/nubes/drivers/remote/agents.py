@@ -170,8 +170,8 @@ class Agents:
     def _frame_of(self, member: Member, news: messages.Said) -> None:
         """An instance's frame: large results are put where they can be read here, those that are kept to last."""
         frame, carrier = news.frame, self._carrier
-        if news.pid:
-            member.pids[news.instance] = news.pid
+        if frame[0] == wire.READY:
+            member.pids[news.instance] = frame[2]
         place = wire.RESULTS.get(frame[0])
         data = frame[place] if place is not None else b""
         begin = None

@@ -102,7 +102,6 @@ class Said(msgspec.Struct, array_like=True, tag=True):
     instance: int
     frame: list[Any]
     keep: bool
-    pid: int = 0  # its process, where it is ready
     stayed_bytes: int = 0  # of what it gave, which waits there for the next step: the frame has its place only
 
 

@@ -49,10 +49,6 @@ class LocalSite:
         missing = [name for name in around.volumes.values() if not os.path.isdir(name)]
         return f"its volume {missing[0]} is not on this machine; share the folder between machines" if missing else ""
 
-    def pid(self, instance: int) -> int:
-        process = self.hands.instances.get(instance)
-        return process.pid if process is not None else 0
-
     def _python(self, environment: str) -> str:
         if not environment:
             return sys.executable

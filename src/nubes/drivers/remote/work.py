@@ -37,9 +37,6 @@ class Site(Protocol):
     def lacks(self, around: messages.Surroundings) -> str:
         """What else a function needs and is not there, in words."""
 
-    def pid(self, instance: int) -> int:
-        """The process of an instance that is ready."""
-
     def close(self) -> None:
         """Ends everything at once."""
 
@@ -203,8 +200,7 @@ class Work:
                 payload.discard(segment)
         if frame[0] == wire.DONE and frame[1] in self._arguments:
             payload.discard(self._arguments.pop(frame[1]))
-        pid = self.site.pid(instance) if frame[0] == wire.READY else 0
-        self._send(messages.Said(instance, frame, keep, pid, size))
+        self._send(messages.Said(instance, frame, keep, size))
 
 
 def _what(command: Any) -> tuple[str, int]:

@@ -50,9 +50,6 @@ class Site:
     def lacks(self, around: messages.Surroundings) -> str:
         return ""
 
-    def pid(self, instance: int) -> int:
-        return 0
-
     def close(self) -> None:
         self.hands.close()
 

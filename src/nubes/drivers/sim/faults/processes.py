@@ -142,7 +142,7 @@ class Processes:
         process = self.instances.get(instance)
         if process is not None and not process.ending:
             process.ready = True
-            self._tell(self._frame, instance, [wire.READY, [0.0, 0.1]])
+            self._tell(self._frame, instance, [wire.READY, [0.0, 0.1], instance])
 
     def _broken(self, instance: int, reason: str) -> None:
         if instance in self.instances:
