@@ -340,7 +340,7 @@ class Monkey:
         left = [id for id, event in self.calls.items() if event.owner == owner and not event.keep]
         for id in left:  # only as somebody else waits for the same work
             call = self.c.calls.get(id)
-            if id not in self.c.aliases and not (call and (call.also or call.keep)):
+            if call is None or not call.also:
                 raise Failure(self.story(f"call {id} outlived its client {owner}"))
 
     def node_ready(self) -> None:

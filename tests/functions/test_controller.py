@@ -462,6 +462,17 @@ def test_cancelling_one_of_a_key_leaves_the_work_to_the_others() -> None:
     assert [d.status(first), d.status(third)] == [SUCCEEDED, SUCCEEDED]
 
 
+def test_the_work_of_a_key_ends_with_the_last_client_that_waits_for_it() -> None:
+    d = Desk(spec())
+    first, second, third = d.call("f", key="k", owner=1), d.call("f", key="k", owner=2), d.call("f", key="k", owner=1)
+    d.ready()
+    d(e.ClientGone(1))
+    assert [d.status(call) for call in (first, third)] == [RUNNING, CANCELLED]
+    d(e.ClientGone(2))
+    assert [d.status(call) for call in (first, second)] == [CANCELLED, CANCELLED]
+    assert (d.c.calls, d.c.aliases, d.c.owners, d.c.keys) == ({}, {}, {}, {})
+
+
 def test_answers_are_forgotten_when_old_or_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "RESULTS_MAX", 3)
     d = Desk(spec())

@@ -20,6 +20,7 @@ def known(c: State, event: Submitted) -> bool:
     if call is not None:
         call.also += (event.call,)
         c.aliases[event.call] = call.id
+        c.owners[event.call] = event.owner
     elif result is not None:
         c.out.append(Resolve(event.call, result.status, result.reason, result.output))
     return call is not None or result is not None
@@ -37,6 +38,19 @@ def follow(c: State, call: Call, first: Call) -> None:
 def followed(c: State, call: Call) -> bool:
     """Whether a durable call waits for the answer of this one, which is not."""
     return any(id in c.calls for id in call.also)
+
+
+def hang_up(c: State, owner: int) -> list[Call]:
+    """A client is gone: those of its calls that end with it. Others wait for the same answer as the rest."""
+    for alias in [id for id, client in c.owners.items() if client == owner]:
+        leave(c, alias)
+    ending = []
+    for call in [call for call in c.calls.values() if call.owner == owner and not call.keep]:
+        if call.also and not followed(c, call):
+            call.owner = c.owners[call.also[0]]
+        else:
+            ending.append(call)
+    return ending
 
 
 def heir(c: State, call: Call) -> Call | None:
@@ -61,6 +75,7 @@ def leave(c: State, alias: int) -> None:
 
 def _unlink(c: State, alias: int) -> None:
     call = c.calls[c.aliases.pop(alias)]
+    c.owners.pop(alias, None)
     call.also = tuple(id for id in call.also if id != alias)
 
 
@@ -76,6 +91,7 @@ def resolve(c: State, call: Call, status: str, reason: str, output: bytes, now: 
             c.calls[id].instance = WAITS
             resolve(c, c.calls[id], status, reason, output, now)
         else:
+            del c.owners[id]
             c.out.append(Resolve(id, status, reason, output))
     if call.keep:
         for id in (call.id, *call.also):
@@ -109,6 +125,7 @@ def _forget(c: State, now: float) -> None:
 def disconnect(c: State) -> None:
     """Everybody who waited on a connection is gone, and with them all calls that are not durable."""
     c.aliases.clear()
+    c.owners.clear()
     c.keys = {key: id for key, id in c.keys.items() if id not in c.calls or c.calls[id].keep}
     c.calls = {id: call for id, call in c.calls.items() if call.keep}
     for call in c.calls.values():

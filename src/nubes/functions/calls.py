@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nubes.functions import events as e
-from nubes.functions.answers import follow, followed, forget, heir, known, leave, resolve
+from nubes.functions.answers import follow, forget, hang_up, heir, known, leave, resolve
 from nubes.functions.deployments import pool, remove
 from nubes.functions.events import CANCELLED, FAILED, SUCCEEDED
 from nubes.functions.hedging import late, places, recall, retract
@@ -130,9 +130,7 @@ def cancelled(c: State, event: e.Cancelled, now: float) -> None:
 
 
 def client_gone(c: State, event: e.ClientGone, now: float) -> None:
-    mine = [call for call in c.calls.values() if call.owner == event.owner and not call.keep]
-    mine = [call for call in mine if not call.also or followed(c, call)]
-    _withdraw(c, mine, False, now)
+    _withdraw(c, hang_up(c, event.owner), False, now)
     for app in event.apps:
         remove(c, app, now)
     released(c, now)

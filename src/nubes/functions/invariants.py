@@ -116,6 +116,8 @@ def _calls(c: State) -> Iterator[str]:
     aliases = {other: call.id for call in c.calls.values() for other in call.also}
     if aliases != c.aliases:
         yield f"aliases: {c.aliases}, but calls say {aliases}"
+    if set(c.owners) != {id for id in c.aliases if id not in c.calls}:
+        yield f"aliases: {c.aliases}, of which {sorted(c.owners)} have owners"
 
 
 def _copies(c: State, call: Call) -> Iterator[str]:

@@ -183,6 +183,7 @@ class State:
         self.results: OrderedDict[int, Result] = OrderedDict()  # a plain dict is slow to lose its first item
         self.keys: dict[tuple[str, str], int] = {}  # (function, idempotency key) -> its newest call
         self.aliases: dict[int, int] = {}  # call that waits for another's answer -> that one
+        self.owners: dict[int, int] = {}  # of these, one that is not durable -> the client connection that waits for it
         self.chosen: dict[str, dict[str, str]] = {seam: {} for seam in BY_FUNCTION}  # what functions were switched to
         self.due: dict[str, float] = {}  # function -> when its schedule comes round
         self.unsettled: dict[str, Function] = {}  # whose task control has yet to hear of what this event changed
