@@ -191,3 +191,5 @@ def test_what_is_wrong_with_a_file_is_said_in_a_sentence(tmp_path: Path) -> None
         Candidate(str(tmp_path / "none.py"), "keep-alive").make()
     with pytest.raises(NotFound, match="no seam"):
         try_policy(_file(tmp_path, MINE), "eviction", WORKLOADS)
+    with pytest.raises(UsageError, match="cannot be tried over traces"):
+        try_policy(_file(tmp_path, MINE), "balancing", WORKLOADS)

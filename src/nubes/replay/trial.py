@@ -203,6 +203,8 @@ def try_policy(
     load()
     if seam not in SEAMS:
         raise NotFound(f"There is no seam {seam!r}.", f"The seams are: {', '.join(sorted(SEAMS))}.")
+    if seam not in CAPACITY:
+        raise UsageError(f"Policies of {seam!r} cannot be tried over traces.", f"Those of {', '.join(CAPACITY)} can.")
     candidate = Candidate(file, seam)
     candidate.make()  # what is wrong with it is said before anything runs
     names = list(workloads) or default_workloads()
