@@ -62,8 +62,8 @@ def test_the_async_ways_to_call() -> None:
         await app.add.for_each.aio(range(3))
         assert [x async for x in app.count_to.remote_gen.aio(4)] == [0, 1, 2, 3]
         begun = time.monotonic()
-        assert await asyncio.gather(*(app.after_async.remote.aio(1.0, n) for n in range(4))) == [0, 1, 2, 3]
-        assert time.monotonic() - begun < 3.0  # they ran side by side
+        assert await asyncio.gather(*(app.after_async.remote.aio(1.0, n) for n in range(8))) == list(range(8))
+        assert time.monotonic() - begun < 7.0  # they ran side by side
         with pytest.raises(ValueError, match="not 3"):
             [x async for x in app.double_unless_three.map.aio(range(5))]
         with pytest.raises(nubes.CallTimeout):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rolling_app as app
@@ -20,15 +21,19 @@ def running(plane: Path) -> None:
     until(lambda: len(up("where")) == len(up("Store")) == 2)
 
 
+def there(function: str) -> list[dict[str, Any]]:
+    return [i for i in status()["instances"] if i["function"] == f"rolling/{function}"]
+
+
 def up(function: str) -> set[int]:
-    return {
-        i["id"] for i in status()["instances"] if i["function"] == f"rolling/{function}" and i["state"] != "starting"
-    }
+    return {i["id"] for i in there(function) if i["state"] != "starting"}
 
 
 def seen_until_replaced(function: str) -> list[set[int]]:
-    """Which instances were up, looked at again and again, until all are others."""
+    """Deploys, and which instances were up, looked at again and again, until all are others."""
+    until(lambda: len(there(function)) == len(up(function)) == 2)  # no earlier deployment goes on
     before, seen = up(function), []
+    threading.Timer(0.1, app.app.deploy).start()
 
     def replaced() -> bool:
         seen.append(up(function))
@@ -49,7 +54,6 @@ def test_a_function_never_has_fewer_than_it_needs() -> None:
     caller = threading.Thread(target=call)
     caller.start()
     try:
-        threading.Timer(0.1, app.app.deploy).start()
         seen = seen_until_replaced("where")
     finally:
         over.set()
@@ -59,7 +63,6 @@ def test_a_function_never_has_fewer_than_it_needs() -> None:
 
 
 def test_an_application_is_asked_and_decides() -> None:
-    threading.Timer(0.1, app.app.deploy).start()
     seen = seen_until_replaced("Store")
     assert min(map(len, seen)) >= 1  # one at a time
     assert {f["disruption"] for f in status()["functions"]} == {"quorum(up=2)", "app"}
@@ -74,6 +77,7 @@ def test_what_would_never_let_go_is_an_error_before_anything_changes() -> None:
     def where() -> int:
         return 0
 
+    until(lambda: len(there("where")) == len(up("where")) == 2)
     before = up("where")
     with pytest.raises(UsageError, match="of 2 instances it lets none go"):
         wrong.deploy()
