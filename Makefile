@@ -30,12 +30,8 @@ dst: $(VENV)/.core  ## Run the control plane in SEEDS=1000 simulated worlds full
 mutations: $(VENV)/.core  ## See whether those worlds notice each of the faults that can be put into the code
 	@$(BIN)/python -m nubes.drivers.sim.faults --mutations --seeds $(or $(SEEDS),10000)
 
-MINUTES ?= 5
-SEED ?= 0
-MACHINES ?= 2
-
 chaos: $(VENV)/.dev  ## Break a cloud for MINUTES and audit what it promised (SEED, MACHINES)
-	$(BIN)/nubes chaos --minutes $(MINUTES) --seed $(SEED) --machines $(MACHINES)
+	$(BIN)/nubes chaos --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0) --machines $(or $(MACHINES),2)
 
 check: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .

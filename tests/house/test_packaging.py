@@ -77,3 +77,18 @@ def test_a_fresh_install_works(tmp_path: Path) -> None:
     assert run(command, "run", "hello.py::length", "cloud", "--json", "-q", NUBES_DATA=data) == "5\n"
     assert "hybrid-histogram" in run(command, "papers", NUBES_DATA=data)
     assert "cidre" in run(command, "replay", NUBES_DATA=data)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["dst"], "faults --seeds 1000"),
+        (["dst", "SEEDS=10000"], "faults --seeds 10000"),
+        (["dst", "SEED=7"], "faults --seed 7"),
+        (["mutations"], "faults --mutations --seeds 10000"),
+        (["chaos", "MINUTES=60"], "chaos --minutes 60 --seed 0 --machines 2"),
+    ],
+)
+def test_the_makefile_runs_what_it_says(words: list[str], expected: str) -> None:
+    told = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert any(line.endswith(expected) for line in told.splitlines()), told
