@@ -80,7 +80,7 @@ class CheckedCloud(Cloud):
         assert check(self.controller) == []
 
 
-def with_a_big_one(seed: int, patience_s: float, memory: bool) -> dict[int, tuple[str, float, float]]:
+def with_a_big_one(seed: int, patience_s: float, memory: bool, policy: str) -> dict[int, tuple[str, float, float]]:
     """Calls that need the whole machine among small ones of which one always runs: call -> function, arrival, dispatch."""
     draw = random.Random(seed)
     sizes: dict[str, tuple[float, int]] = {"big": (2.0, 128 * MIB), "a": (1.0, 128 * MIB), "b": (0.5, 128 * MIB)}
@@ -88,7 +88,7 @@ def with_a_big_one(seed: int, patience_s: float, memory: bool) -> dict[int, tupl
         sizes = {"big": (0.0, 1024 * MIB), "a": (0.0, 512 * MIB), "b": (0.0, 256 * MIB)}
     specs = [FunctionSpec(name=n, cpu=cpu, memory_bytes=size, max_instances=8) for n, (cpu, size) in sizes.items()]
     cloud = CheckedCloud(
-        specs, queueing=f"fifo(patience={patience_s})", keep_alive="no-unload", cpu=2.0, memory_bytes=1024 * MIB,
+        specs, queueing=f"{policy}(patience={patience_s})", keep_alive="no-unload", cpu=2.0, memory_bytes=1024 * MIB,
         cold_s=0.2, exec_s={"big": 0.5, "a": 1.0, "b": 1.5},
     )  # fmt: skip
     arrivals = [("big", draw.uniform(0.0, 250.0)) for _ in range(5)]
@@ -104,9 +104,9 @@ def with_a_big_one(seed: int, patience_s: float, memory: bool) -> dict[int, tupl
 
 
 class TestPatience:
-    def small_ones_and_a_big_one(self, patience: str, length_s: float) -> CheckedCloud:
+    def small_ones_and_a_big_one(self, patience: str, length_s: float, policy: str = "fifo") -> CheckedCloud:
         specs = [FunctionSpec(name="big", cpu=2.0), FunctionSpec(name="small", cpu=1.0)]
-        cloud = CheckedCloud(specs, queueing=f"fifo(patience={patience})", cpu=2.0, cold_s=0.0, exec_s=1.0)
+        cloud = CheckedCloud(specs, queueing=f"{policy}(patience={patience})", cpu=2.0, cold_s=0.0, exec_s=1.0)
         cloud.call("small", *(t * 0.7 for t in range(round(length_s / 0.7))))  # always one or two of them running
         cloud.call("big", 2.2)
         cloud.run()
@@ -117,8 +117,9 @@ class TestPatience:
             (begun,) = self.small_ones_and_a_big_one("30d", length_s).dispatched("big")
             assert begun > length_s - 1.0
 
-    def test_nothing_passes_who_has_waited_for_long(self) -> None:
-        cloud = self.small_ones_and_a_big_one("5s", 14.0)
+    @pytest.mark.parametrize("policy", ["fifo", "edf"])  # all deadlines are equally far away here
+    def test_nothing_passes_who_has_waited_for_long(self, policy: str) -> None:
+        cloud = self.small_ones_and_a_big_one("5s", 14.0, policy)
         assert cloud.dispatched("big") == [8.0]  # it is 5 s old at 7.2; what began at 7.0 ends at 8.0
         small = cloud.dispatched("small")
         assert small[:11] == [t * 0.7 for t in range(11)]  # up to 7.0 all pass, then none
@@ -126,9 +127,10 @@ class TestPatience:
 
     @pytest.mark.parametrize("memory", [False, True], ids=["cpu", "memory"])
     @pytest.mark.parametrize("seed", range(10))
-    def test_no_function_starves(self, seed: int, memory: bool) -> None:
+    @pytest.mark.parametrize("policy", ["fifo", "edf"])
+    def test_no_function_starves(self, policy: str, seed: int, memory: bool) -> None:
         # Once it is as old as its patience only what came before goes before it: so much, and no more.
-        calls = with_a_big_one(seed, 5.0, memory).values()
+        calls = with_a_big_one(seed, 5.0, memory, policy).values()
         for _, came, begun in [call for call in calls if call[0] == "big"]:
             assert not [c for c in calls if c[1] > came and came + 5.0 < c[2] < begun]
 
