@@ -125,7 +125,9 @@ def test_what_a_step_gave_is_fetched_if_the_next_one_runs_elsewhere(segments, pl
     until(lambda: not segments(), 5, "nothing is left of them")
 
 
-def test_what_stayed_on_a_machine_that_leaves_comes_along(segments, plane, work, join):
+@pytest.fixture
+def between(segments, plane, work, join):
+    """A call between two steps: what the first gave stayed on a machine, the second waits for CPU on another."""
     one = join("one", cpu=1)
     join("two", cpu=2)
     occupied = work.occupy.spawn(3.0)
@@ -133,26 +135,24 @@ def test_what_stayed_on_a_machine_that_leaves_comes_along(segments, plane, work,
     with ThreadPoolExecutor() as threads:
         call = threads.submit(work.make.then(work.measured_elsewhere).remote, 2)
         until(lambda: any(f["name"] == "work/measured_elsewhere" and f["queued"] for f in ask("status")["functions"]))
-        one.send(signal.SIGTERM)
-        assert one.process.wait(20) == 0
-        assert call.result(timeout=30) == (2 << 20, False)
+        yield one, call
     occupied.get(timeout=20)
+
+
+def test_what_stayed_on_a_machine_that_leaves_comes_along(segments, between):
+    one, call = between
+    one.send(signal.SIGTERM)
+    assert one.process.wait(20) == 0
+    assert call.result(timeout=30) == (2 << 20, False)
     until(lambda: not segments(), 5, "nothing is left of it")
 
 
 @pytest.mark.slow
-def test_a_call_whose_input_was_lost_between_two_steps_says_so(segments, plane, work, join):
-    one = join("one", cpu=1)
-    join("two", cpu=2)
-    occupied = work.occupy.spawn(3.0)
-    until(running, 20, "the second machine has no CPU left")
-    with ThreadPoolExecutor() as threads:
-        call = threads.submit(work.make.then(work.measured_elsewhere).remote, 2)
-        until(lambda: any(f["name"] == "work/measured_elsewhere" and f["queued"] for f in ask("status")["functions"]))
-        one.send(signal.SIGKILL)
-        with pytest.raises(nubes.Unavailable, match="lost with its machine"):
-            call.result(timeout=30)
-    occupied.get(timeout=20)
+def test_a_call_whose_input_was_lost_between_two_steps_says_so(between):
+    one, call = between
+    one.send(signal.SIGKILL)
+    with pytest.raises(nubes.Unavailable, match="lost with its machine"):
+        call.result(timeout=30)
 
 
 def test_what_ran_on_a_machine_that_died_goes_on_elsewhere(plane, work, join, tmp_path):
