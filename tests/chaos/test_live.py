@@ -52,7 +52,7 @@ def test_the_auditor_notices_what_was_lost_on_purpose(quiet: Path, tmp_path: Pat
 
 
 def test_a_control_plane_that_answers_too_early_is_found_out(tmp_path: Path) -> None:
-    report = run(tmp_path / "run", Plan(clients=3, seed=2), 12.0, 0.4, "kill-plane", plants.EARLY, print)
+    report = run(tmp_path / "run", Plan(clients=3, seed=2), 12.0, 0.8, "kill-plane", plants.EARLY, print)
     assert report.faults["kill-plane"] > 0
     assert {"lost", "unanswered", "not-the-log"} & {one.kind for one in report.findings}, report.findings
 
